@@ -1,0 +1,75 @@
+"""What the terminal shows: one console, progress bars, and user errors without tracebacks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from kebiolm.errors import UserError
+
+# Results go to stdout, progress and errors to stderr, so that `kebiolm ... --json | jq` works.
+console = Console(highlight=False, soft_wrap=True)
+error_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+USER_ERROR_STATUS = 2
+PLAIN_LINE_EVERY_S = 10.0
+
+
+def exit_with_user_error(error: UserError) -> NoReturn:
+    """Print a user error as one line on stderr and leave with status 2."""
+    error_console.print(f"[bold red]error:[/] {escape(str(error))}")
+    sys.exit(USER_ERROR_STATUS)
+
+
+@contextmanager
+def progress(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """Show how far a long step is; yields `advance(count=1, note="")`.
+
+    On a terminal this is a live bar with the time left. Elsewhere (log files, CI) it is one plain line every
+    10 seconds and one at the end.
+
+    Args:
+        description: what is being done, in a few words.
+        total: number of units in all, None when it is not known.
+        unit: plural noun of what is counted, such as "documents".
+    """
+    if error_console.is_terminal:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+        )
+        with Progress(*columns, console=error_console) as bars:
+            task = bars.add_task(description, total=total, note="")
+            yield lambda count=1, note="": bars.update(task, advance=count, note=escape(note))
+        return
+
+    started = last_line = time.monotonic()
+    done, last_note = 0, ""
+
+    def print_line() -> None:
+        seconds = max(time.monotonic() - started, 1e-9)
+        of_total = f"/{total}" if total is not None else ""
+        note = f" {last_note}" if last_note else ""
+        error_console.print(f"{description}: {done}{of_total} {unit}, {done / seconds:.1f}/s{escape(note)}")
+
+    def advance(count: int = 1, note: str = "") -> None:
+        nonlocal done, last_line, last_note
+        done, last_note = done + count, note
+        if time.monotonic() - last_line >= PLAIN_LINE_EVERY_S:
+            last_line = time.monotonic()
+            print_line()
+
+    yield advance
+    print_line()

@@ -1,0 +1,1 @@
+"""From UMLS files and abstracts to packed training shards."""
