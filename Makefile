@@ -1,0 +1,32 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. PYTHON and TORCH can be set, for example
+#   make quickstart PYTHON=python3.11 TORCH="torch==2.10.0"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install quickstart test check style
+
+# torch first and by exact version: an open range would bring several GB of CUDA packages on a machine without a GPU.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[prep,train,dev]'
+	touch $@
+
+install: $(VENV)/.installed
+
+quickstart: install  ## the whole way once on the built-in sample, at most 10 minutes on 2 CPU cores
+	rm -rf quickstart
+	PATH="$(abspath $(BIN)):$$PATH" launch/quickstart.sh quickstart
+
+test: install  ## the whole test suite, at most 15 minutes on 2 CPU cores
+	$(BIN)/python -m pytest
+
+check: install  ## lint and formatting, without edits
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: install  ## lint and formatting, with edits
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,1 @@
+"""Pretraining: configuration, DeepSpeed engine, loop, checkpoints and tracking."""

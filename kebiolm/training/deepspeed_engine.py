@@ -1,0 +1,142 @@
+"""DeepSpeed set up from one JSON file (ZeRO and precision) and the run's own numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kebiolm.errors import UserError
+from kebiolm.training.config import OptimizationSection
+
+# Written by the trainer from the run's settings, so that no number has two sources.
+_KEYS_OF_THE_TRAINER = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+)
+
+
+def init_distributed() -> tuple[int, int]:
+    """Join the process group that the DeepSpeed launcher describes, or make one of a single process.
+
+    Returns:
+        (global rank, world size).
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    # torch 2.13 says on every rank that a function which DeepSpeed calls will be renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    on_cpu = get_accelerator().device_name() == "cpu"
+    if on_cpu:
+        _skip_shared_memory_op()
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    backend = "gloo" if on_cpu else get_accelerator().communication_backend_name()
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def load_deepspeed_settings(path: Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON and check that it holds ZeRO and precision settings only.
+
+    Raises:
+        UserError: the file is missing, is not JSON, sets what the recipe sets, or asks for fp16 on a CPU.
+    """
+    mend = "give one of deepspeed_configs/*.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(path, got="no such file", expected="a DeepSpeed JSON", mend=mend) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            path, got=f"a file that is not JSON ({error})", expected="a DeepSpeed JSON", mend=mend
+        ) from None
+    if doubled := sorted(set(settings) & set(_KEYS_OF_THE_TRAINER)):
+        raise UserError(
+            path, got=f"{', '.join(doubled)}", expected="ZeRO and precision only", mend="set these in the YAML recipe"
+        )
+    if settings.get("fp16", {}).get("enabled") and _device_name() == "cpu":
+        raise UserError(
+            path,
+            got="fp16 on a CPU",
+            expected="bf16 or fp32 (DeepSpeed has no fp16 on CPUs)",
+            mend="set deepspeed=deepspeed_configs/zero2_fp32.json or ..._bf16.json",
+        )
+    return settings
+
+
+def make_engine(
+    model: nn.Module, settings: dict[str, Any], optimization: OptimizationSection, accumulation_steps: int
+) -> Any:
+    """Wrap a model in a DeepSpeed engine with AdamW.
+
+    torch's AdamW is used rather than DeepSpeed's fused one: it needs no just-in-time build, and a build that was killed
+    leaves a lock on which every later run would wait.
+
+    Args:
+        model: the whole model; every parameter with requires_grad is trained.
+        settings: what `load_deepspeed_settings` returned.
+        optimization: batch size, clipping and AdamW's numbers.
+        accumulation_steps: micro batches per optimizer step and process.
+    """
+    import deepspeed
+
+    merged = settings | {
+        "train_micro_batch_size_per_gpu": optimization.micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": optimization.max_grad_norm,
+        "steps_per_print": 2**31 - 1,  # the trainer prints
+    }
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, optimization.weight_decay),
+        lr=optimization.learning_rate,
+        betas=(optimization.beta1, optimization.beta2),
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=merged)
+    return engine
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No weight decay on biases, LayerNorms and the entity table.
+
+    A decayed entity row would shrink toward zero at every step in which its entity does not occur.
+    """
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_entity_table = name.endswith("entity_embeddings.weight")
+        (kept if parameter.ndim == 1 or is_entity_table else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def _skip_shared_memory_op() -> None:
+    """On CPUs DeepSpeed would compile a shared-memory all-reduce at every first start (about a minute); gloo serves."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _device_name() -> str:
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator().device_name()
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,0 +1,197 @@
+"""Start a pretraining run: `kebiolm pretrain CONFIG.yaml [key=value ...]`, or on several processes
+
+deepspeed [--hostfile FILE] --module kebiolm.training.pretrain CONFIG.yaml [key=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from kebiolm.console import USER_ERROR_STATUS, console, error_console, exit_with_user_error, progress
+from kebiolm.data.collator import PretrainingCollator
+from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
+from kebiolm.data.loader import PretrainingLoader, evaluation_batches
+from kebiolm.data.masking import MaskingSettings
+from kebiolm.data.shard_format import PackedShards
+from kebiolm.errors import UserError
+from kebiolm.files import sha256_of_file, sha256_of_json, write_json
+from kebiolm.training.checkpoint import resume_step
+from kebiolm.training.config import PretrainConfig, load_config
+from kebiolm.training.deepspeed_engine import init_distributed, load_deepspeed_settings, make_engine
+from kebiolm.training.initial_model import make_initial_model
+from kebiolm.training.run_folder import CONFIG_FILE, claim_run_folder
+from kebiolm.training.tracking import RECORDS, MetricLog, MlflowSender, describe_run, read_records
+from kebiolm.training.trainer import Trainer
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the DeepSpeed launcher; a user's mistake is one line, printed by the first process only."""
+    parser = argparse.ArgumentParser(description="Pretrain KeBioLM.")
+    parser.add_argument("config", type=Path, help="YAML recipe")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
+    parsed = parser.parse_args(arguments)
+    try:
+        pretrain(load_config(parsed.config, parsed.overrides))
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            exit_with_user_error(error)
+        sys.exit(USER_ERROR_STATUS)
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Run or resume one pretraining run to its end.
+
+    Raises:
+        UserError: settings, shards or checkpoints do not fit together.
+    """
+    settings = load_deepspeed_settings(config.deepspeed)
+    shards = PackedShards.load(config.shards)
+    rank, world_size = init_distributed()
+    loader = _make_loader(config, shards, rank, world_size)
+    if rank == 0:
+        claim_run_folder(config, _fingerprints(config, shards))
+        _warn_about_short_runs(config, loader.steps_total)
+    torch.distributed.barrier()
+
+    model = make_initial_model(config, shards, say=rank == 0)
+    engine = make_engine(model, settings, config.optimization, loader.gradient_accumulation_steps)
+    steps_done = resume_step(engine, config.output / "checkpoints")
+    metric_log = MetricLog(config.output) if rank == 0 else None
+    trainer = Trainer(
+        config=config,
+        engine=engine,
+        loader=loader,
+        make_evaluation_batches=partial(
+            evaluation_batches,
+            shards.heldout,
+            _make_collator(config, shards),
+            batch_size=config.evaluation.micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            max_sequences=config.evaluation.max_sequences,
+        ),
+        metric_log=metric_log,
+        write_model_files=partial(_write_model_files, config, shards, model),
+        rank=rank,
+        world_size=world_size,
+        steps_done=steps_done,
+    )
+    if metric_log is None:
+        trainer.fit(lambda *_, **__: None)
+        return
+    parameters = config.flat() | {"run.world_size": world_size, "run.steps_total": loader.steps_total}
+    parameters |= {"shards.fingerprint": shards.fingerprint, "deepspeed.settings": settings}
+    sender = _start_sender(config, parameters)
+    status = "FAILED"
+    try:
+        if steps_done:
+            console.print(f"resuming after step {steps_done} of {loader.steps_total}")
+        with progress("pretraining", loader.steps_total, "steps") as advance:
+            advance(steps_done)
+            trainer.fit(advance)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        metric_log.close()
+        sender.finish(status)
+    _print_summary(config, sender.tracking_uri)
+
+
+def _make_collator(config: PretrainConfig, shards: PackedShards) -> PretrainingCollator:
+    masking = MaskingSettings(probability=config.masking.probability, whole_entity=config.masking.whole_entity)
+    return PretrainingCollator.from_shards(shards, seed=config.seed, masking=masking)
+
+
+def _make_loader(config: PretrainConfig, shards: PackedShards, rank: int, world_size: int) -> PretrainingLoader:
+    return PretrainingLoader(
+        shards.train,
+        _make_collator(config, shards),
+        seed=config.seed,
+        global_batch_size=config.optimization.global_batch_size,
+        micro_batch_size=config.optimization.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        epochs=config.optimization.epochs,
+        max_steps=config.optimization.max_steps,
+    )
+
+
+def _fingerprints(config: PretrainConfig, shards: PackedShards) -> dict[str, str]:
+    inputs = {"shards.fingerprint": shards.fingerprint}
+    if config.entities.init_from:
+        inputs["entities.fingerprint"] = sha256_of_file(config.entities.init_from)
+    return inputs
+
+
+def _warn_about_short_runs(config: PretrainConfig, steps_total: int) -> None:
+    warmup = config.optimization.warmup_steps
+    if warmup > 0.3 * steps_total:
+        error_console.print(
+            f"[yellow]warm-up is {warmup} of {steps_total} steps ({warmup / steps_total:.0%}):[/] the learning rate "
+            "reaches its peak late or never; lower optimization.warmup_steps for a run this short"
+        )
+
+
+def _start_sender(config: PretrainConfig, parameters: dict[str, Any]) -> MlflowSender:
+    tracking = config.tracking
+    describe_run(
+        config.output,
+        tracking_uri=tracking.tracking_uri,
+        experiment=tracking.experiment,
+        run_name=tracking.run_name or config.output.name,
+        parameters=parameters,
+        artifacts=[config.output / CONFIG_FILE],
+    )
+    sender = MlflowSender(config.output)
+    sender.start()
+    return sender
+
+
+def _write_model_files(config: PretrainConfig, shards: PackedShards, model: Any, folder: Path) -> None:
+    """Configuration, tokenizer, vocabulary and the run's story: what `kebiolm export` puts beside the weights."""
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    for file in sorted(shards.tokenizer_path.iterdir()):
+        shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(shards.path / ENTITY_VOCAB_FILE, folder / ENTITY_VOCAB_FILE)
+    records = read_records(config.output / RECORDS)
+    write_json(
+        folder / "training.json",
+        {
+            "settings": config.flat(),
+            "settings_sha256": sha256_of_json(config.flat()),
+            "shards": {"counts": shards.manifest["counts"], "settings": shards.manifest["settings"]},
+            "latest_metrics": {record["kind"]: record["metrics"] for record in records},
+        },
+    )
+
+
+def _print_summary(config: PretrainConfig, uri: str) -> None:
+    """Losses before and after, read back from the run's own records, and where everything is."""
+    records = [record for record in read_records(config.output / RECORDS) if record["kind"] == "heldout"]
+    if records:
+        first, last = records[0], records[-1]
+        table = Table("held out", f"step {first['step']}", f"step {last['step']}", title="Before and after")
+        for name, value in last["metrics"].items():
+            table.add_row(name.replace("_", " "), f"{first['metrics'][name]:.4f}", f"{value:.4f}")
+        console.print(table)
+    console.print(f"checkpoints   {config.output / 'checkpoints'}")
+    console.print(f"figures       {config.output / RECORDS}")
+    opening = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
+    console.print(f"MLflow        {opening}")
+
+
+if __name__ == "__main__":
+    main()
