@@ -30,7 +30,214 @@ def main() -> None:
 kb_app = typer.Typer(help="Build a knowledge base from UMLS files.", no_args_is_help=True)
 shards_app = typer.Typer(help="Look into packed training shards.", no_args_is_help=True)
 app.add_typer(kb_app, name="kb")
+track_app = typer.Typer(help="Deliver a run's figures to MLflow.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
+app.add_typer(track_app, name="track")
 
 # Commands, in the order in which a newcomer runs them: kb build, sample, annotate, annotate-eval, pack, shards show,
 # transe, pretrain, export, link.
+
+
+@kb_app.command("build")
+def kb_build(
+    umls: Annotated[Path, typer.Option(help="META folder with MRCONSO, MRREL, MRSTY and MRDEF; plain or .gz.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the knowledge base to.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Build a knowledge base (concepts, names, triples, link index) from UMLS files."""
+    from preprocessing.build_kb import build_kb
+
+    build_kb(umls, out, overwrite=overwrite)
+
+
+@app.command("sample")
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to write the sample to.")],
+    seed: Annotated[int, typer.Option(help="Seed of all random choices; the same seed gives the same bytes.")] = 0,
+    abstracts: Annotated[int, typer.Option(min=1, help="Number of abstracts.")] = 400,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Write a made-up mini UMLS and mini PubMed with known answers, for trying every other command."""
+    from preprocessing.sample.build import SampleSettings, build_sample
+
+    build_sample(out, SampleSettings(seed=seed, num_abstracts=abstracts), overwrite=overwrite)
+
+
+@app.command("annotate")
+def annotate(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Abstracts: PubMed XML, PubMedDS or {id, text} JSON lines, PubTator; or folders."),
+    ],
+    *,
+    kb: Annotated[Path, typer.Option(help="Folder made by `kebiolm kb build`.")],
+    model: Annotated[str, typer.Option(help="spaCy pipeline with an `ner` (name or folder), or `dictionary`.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the annotated documents to.")],
+    threshold: Annotated[float, typer.Option(help="Keep the best concept if its score is strictly above this.")] = 0.85,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with its own copy of the model.")] = 1,
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew if OUT holds an earlier job.")] = False,
+) -> None:
+    """Find and link mentions in abstracts; a command that was interrupted goes on where it stopped."""
+    from preprocessing.annotate_job import AnnotationJob, list_inputs
+    from preprocessing.annotate_ray import run_job
+
+    job = AnnotationJob(inputs=list_inputs(inputs), kb=kb, model=model, out=out, threshold=threshold)
+    run_job(job, workers=workers, ray_address=ray_address, overwrite=overwrite)
+
+
+@app.command("annotate-eval")
+def annotate_eval(
+    annotated: Annotated[Path, typer.Argument(help="Folder made by `kebiolm annotate`.")],
+    *,
+    gold: Annotated[Path, typer.Option(help="The same documents with gold mentions, PubTator format.")],
+    codes: Annotated[Path, typer.Option(help="Table without header: gold code, tab, CUI.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """Measure mentions and their concepts against a gold standard."""
+    from preprocessing.annotation_eval import evaluate_and_report
+
+    evaluate_and_report(annotated, gold, codes, json_file)
+
+
+@app.command("pack")
+def pack(
+    annotated: Annotated[Path, typer.Argument(help="Folder made by `kebiolm annotate`.")],
+    *,
+    tokenizer: Annotated[Path, typer.Option(help="Folder of the model's tokenizer: tokenizer.json or vocab.txt.")],
+    out: Annotated[Path, typer.Option(help="Shards folder to make.")],
+    kb: Annotated[
+        Path | None, typer.Option(help="Folder made by `kebiolm kb build`: names for the entity vocabulary.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Most word pieces of a sequence.")] = 512,
+    max_mentions: Annotated[int, typer.Option(help="Most mentions of a sequence that are linked.")] = 50,
+    unit: Annotated[str, typer.Option(help="What attends to each other: document or sentence.")] = "document",
+    min_count: Annotated[int, typer.Option(help="Concepts with fewer mentions get no row; they are NIL.")] = 1,
+    heldout: Annotated[float, typer.Option(help="Share of the documents for evaluation.")] = 0.01,
+    sequences_per_shard: Annotated[int, typer.Option(help="Sequences of one file.")] = 16384,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards folder if it exists.")] = False,
+) -> None:
+    """Pack annotated documents into training shards."""
+    from preprocessing.pack import PackSettings, print_summary
+    from preprocessing.pack import pack as run
+
+    settings = PackSettings(
+        max_length=max_length,
+        max_mentions=max_mentions,
+        unit=unit,
+        min_count=min_count,
+        heldout=heldout,
+        sequences_per_shard=sequences_per_shard,
+    )
+    print_summary(run(annotated, tokenizer, out, settings=settings, knowledge_base=kb, overwrite=overwrite), out)
+
+
+@shards_app.command("show")
+def shards_show(
+    shards: Annotated[Path, typer.Argument(help="Folder made by `kebiolm pack`.")],
+    *,
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of sequences.")] = 3,
+    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
+    first: Annotated[int, typer.Option(help="Number of the first sequence.")] = 0,
+) -> None:
+    """Print packed sequences with their mentions in colour."""
+    from preprocessing.shards_show import show_shards
+
+    show_shards(shards, n=n, split=split, first=first)
+
+
+@app.command("transe")
+def transe(
+    *,
+    shards: Annotated[Path, typer.Option(help="Folder made by `kebiolm pack`: the entities that need start vectors.")],
+    out: Annotated[Path, typer.Option(help="File to write the start vectors to (.safetensors).")],
+    kb: Annotated[Path | None, typer.Option(help="Folder made by `kebiolm kb build`: the triples.")] = None,
+    from_text: Annotated[
+        Path | None, typer.Option(help="Train nothing; take the vectors of a text file in the authors' layout.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Also write the vectors as text in the authors' layout.")] = None,
+    dim: Annotated[int, typer.Option(help="Length of the vectors.")] = 100,
+    epochs: Annotated[int, typer.Option(help="Passes over the triples.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="True triples per step.")] = 2048,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    margin: Annotated[float, typer.Option(help="By how much a false triple should be farther than a true one.")] = 1.0,
+    negatives: Annotated[int, typer.Option(help="False triples per true one.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of start vectors, order, negatives and the held-out part.")] = 0,
+    entities: Annotated[str, typer.Option(help="Triples among all concepts (kb) or the shards' only (shards).")] = "kb",
+    missing: Annotated[str, typer.Option(help="Start of entities without triples: zero or gaussian.")] = "zero",
+    heldout: Annotated[float, typer.Option(help="Share of the triples held out and ranked afterwards.")] = 0.01,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Train TransE on the knowledge base's triples: start vectors of the entity table."""
+    from kebiolm.transe.run import RunSettings, run, run_from_text
+    from kebiolm.transe.train import TransESettings
+
+    if (kb is None) == (from_text is None):
+        got = "neither" if kb is None else "both"
+        raise UserError("--kb, --from-text", got=got, expected="one of them", mend="give --kb to train")
+    if from_text is not None:
+        run_from_text(from_text, shards, out, missing=missing, seed=seed, overwrite=overwrite)
+        return
+    training = TransESettings(
+        dim=dim,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        margin=margin,
+        negatives=negatives,
+        seed=seed,
+    )
+    settings = RunSettings(training=training, entities=entities, missing=missing, heldout=heldout)
+    run(kb, shards, out, settings=settings, text=text, device=device, overwrite=overwrite)
+
+
+@app.command("pretrain")
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="YAML recipe, such as launch/configs/pretrain/debug.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value.")] = None,
+) -> None:
+    """Pretrain a model in one process; started again with the same output folder, it resumes.
+
+    On several processes: deepspeed --num_gpus 8 --module kebiolm.training.pretrain CONFIG [OVERRIDES]...
+    """
+    from kebiolm.training.config import load_config
+    from kebiolm.training.pretrain import pretrain as run
+
+    run(load_config(config, overrides or []))
+
+
+@track_app.command("sync")
+def track_sync(output: Annotated[Path, typer.Argument(help="OUTPUT folder of a training run.")]) -> None:
+    """Send the figures that MLflow did not get while it could not be reached."""
+    from kebiolm.training.track_sync import sync_run
+
+    sync_run(output)
+
+
+@app.command("export")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or OUTPUT of a run for its newest one.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the model to.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Turn a training checkpoint into one Hugging Face folder: weights, tokenizer, entity vocabulary, model card."""
+    from kebiolm.export.to_hf import export_checkpoint
+
+    export_checkpoint(checkpoint, out, overwrite=overwrite)
+
+
+@app.command("link")
+def link(
+    model: Annotated[Path, typer.Argument(help="Folder made by `kebiolm export`.")],
+    text: Annotated[str | None, typer.Argument(help="The text to link.")] = None,
+    *,
+    file: Annotated[Path | None, typer.Option(help="Texts to link, one per line; - for stdin.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the mentions highlighted.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="Concepts to show for each mention.")] = 5,
+) -> None:
+    """Find the mentions in a text and link them to concepts."""
+    from kebiolm.linking.command import link as run
+
+    run(model, text, file=file, html=html, as_json=as_json, top=top)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class UserError(ValueError):
     """A mistake in a user's input, said in one line: what was got, what was expected, how to mend it.
@@ -19,3 +22,7 @@ class UserError(ValueError):
         self.where, self.got, self.expected, self.mend = str(where), str(got), str(expected), mend
         text = f"{self.where}: got {self.got}; expected {self.expected}; {self.mend}"
         super().__init__(" ".join(text.split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception's own way to be pickled knows no keyword-only arguments; workers must be able to raise this too.
+        return partial(UserError, got=self.got, expected=self.expected, mend=self.mend), (self.where,)

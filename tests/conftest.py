@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
+from kebiolm.files import write_json
+from preprocessing.annotation_store import FORMAT, VERSION, write_unit
+from preprocessing.document import Document
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -17,3 +22,99 @@ def real_data() -> Path:
     if not (folder / "kb" / "openkb").is_dir():
         pytest.skip(f"real data is not at {folder} (set KEBIOLM_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated sample: umls/, pubmed/, gold.pubtator.txt, codes.tsv, tokenizer/. Read only."""
+    from preprocessing.sample.build import build_sample
+
+    folder = tmp_path_factory.mktemp("sample") / "sample"
+    build_sample(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_kb(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The knowledge base folder built from the sample's UMLS files. Read only."""
+    from preprocessing.build_kb import build_kb
+
+    folder = tmp_path_factory.mktemp("sample_kb") / "kb"
+    build_kb(sample_dir / "umls", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine with two CPUs, started once; annotation jobs use a session that is open."""
+    from preprocessing.annotate_ray import ray_session
+
+    with ray_session(None, workers=2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lower-casing BERT tokenizer of 119 pieces (all letters, digits, some punctuation and words): vocab.txt only."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["asp", "##irin", "head", "##ache", "treats", "the", "of", "and", "patient", "##s", "pain", "severe"]
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *".,;:()-+/[]'?!%<>=_&", *words]
+    folder = tmp_path_factory.mktemp("tokenizer")
+    # "##s" stands among the letters already.
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(pieces)) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def write_annotated(tmp_path: Path) -> Callable[[Iterable[Document]], Path]:
+    """Writes documents as a finished annotated folder of one unit; returns the folder."""
+
+    def write(documents: Iterable[Document]) -> Path:
+        folder = tmp_path / "annotated"
+        folder.mkdir()
+        unit = write_unit(folder, 0, documents, dict)
+        counts = {**unit["counts"], "units": 1}
+        write_json(
+            folder / "manifest.json", {"format": FORMAT, "version": VERSION, "counts": counts, "files": unit["files"]}
+        )
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sample_shards(sample_dir: Path, sample_kb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's abstracts annotated with their gold mentions and packed at length 128. Read only."""
+    from preprocessing.document import Mention
+    from preprocessing.pack import PackSettings, pack
+    from preprocessing.sources.pubtator import read_gold
+
+    annotated = tmp_path_factory.mktemp("sample_annotated")
+    documents = [
+        Document(
+            doc_id=gold.doc_id,
+            text=gold.text,
+            mentions=tuple(Mention(start=m.start, end=m.end, cui=m.codes[0], score=1.0) for m in gold.mentions),
+        )
+        for gold in read_gold(sample_dir / "gold.pubtator.txt")
+    ]
+    unit = write_unit(annotated, 0, documents, dict)
+    counts = {**unit["counts"], "units": 1}
+    write_json(
+        annotated / "manifest.json", {"format": FORMAT, "version": VERSION, "counts": counts, "files": unit["files"]}
+    )
+    shards = tmp_path_factory.mktemp("sample_shards") / "shards"
+    settings = PackSettings(max_length=128, heldout=0.1)
+    pack(annotated, sample_dir / "tokenizer", shards, settings=settings, knowledge_base=sample_kb)
+    return shards
+
+
+@pytest.fixture(scope="session")
+def trained_run(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a finished run: 40 steps of the debug recipe on the sample, ZeRO-2 in 2 processes. Read only."""
+    from tests.training.launch import launch_pretraining
+
+    output = tmp_path_factory.mktemp("trained") / "run"
+    launch_pretraining(sample_shards, output).check()
+    return output

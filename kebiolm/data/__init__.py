@@ -1,0 +1,1 @@
+"""Formats and readers that preprocessing and training share."""

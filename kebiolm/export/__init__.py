@@ -1,0 +1,1 @@
+"""From a DeepSpeed checkpoint to one folder in Hugging Face layout."""

@@ -1,0 +1,5 @@
+"""Operators that the model calls; they import nothing else of this package."""
+
+from kebiolm.kernels.knn_entity_attention import KnnEntityAttentionOutput, knn_entity_attention
+
+__all__ = ["KnnEntityAttentionOutput", "knn_entity_attention"]

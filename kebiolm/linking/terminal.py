@@ -1,0 +1,81 @@
+"""Linked texts on the terminal: the text with its mentions in colour, then a table of what they are linked to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kebiolm.linking.linked_text import LinkedMention, LinkedText
+from kebiolm.linking.type_groups import count_types, shown_type
+
+_COLOURS = ("cyan", "yellow", "green", "magenta", "bright_blue", "bright_red", "bright_green", "bright_magenta")
+_BAR_WIDTH = 8
+_PARTS_OF_A_CELL = " ▏▎▍▌▋▊▉"
+# A log file has no width of its own, and the 80 columns that are assumed there cut names short.
+_WIDTH_WITHOUT_TERMINAL = 120
+
+
+def print_linked(texts: Sequence[LinkedText], console: Console) -> None:
+    """Print texts with their mentions."""
+    colours = {kind: _COLOURS[place % len(_COLOURS)] for place, kind in enumerate(count_types(texts))}
+    width = console.width if console.is_terminal else _WIDTH_WITHOUT_TERMINAL
+    for number, text in enumerate(texts):
+        if number:
+            console.print()
+        console.print(Padding(_highlighted(text, colours), (0, 1)), soft_wrap=False, width=width)
+        if text.mentions:
+            console.print(_table(text, colours), soft_wrap=False, width=width)
+        else:
+            console.print(" no mention detected", style="dim")
+
+
+def _highlighted(text: LinkedText, colours: Mapping[str, str]) -> Text:
+    shown = Text(text.text)
+    for mention in text.mentions:
+        shown.stylize(f"bold underline {colours[shown_type(mention)]}", mention.start, mention.end)
+    return shown
+
+
+def _table(text: LinkedText, colours: Mapping[str, str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column("mention", ratio=3)
+    table.add_column("concept", ratio=4)
+    table.add_column("attention", no_wrap=True, min_width=_BAR_WIDTH + 5)
+    table.add_column("alternatives", ratio=5)
+    for mention in text.mentions:
+        colour = colours[shown_type(mention)]
+        table.add_row(
+            Text.assemble((mention.text, f"bold {colour}"), (f"\n{mention.start}-{mention.end}", "dim")),
+            _concept(mention),
+            Text.assemble((_bar(mention.score), colour), f" {mention.score:.2f}"),
+            _alternatives(mention),
+        )
+    return table
+
+
+def _concept(mention: LinkedMention) -> Text:
+    parts: list[str | tuple[str, str]] = [(mention.cui, "bold")]
+    if mention.name:
+        parts.append(f" {mention.name}")
+    if mention.semantic_types:
+        parts.append(("\n" + ", ".join(mention.semantic_types), "dim"))
+    return Text.assemble(*parts)
+
+
+def _alternatives(mention: LinkedMention) -> Text:
+    lines = [
+        Text.assemble((f"{candidate.weight:.2f} ", "default"), (candidate.cui, "dim"), f" {candidate.name}".rstrip())
+        for candidate in mention.alternatives
+    ]
+    return Text("\n").join(lines)
+
+
+def _bar(share: float) -> str:
+    """A bar of eighths of a cell; share 0 to 1."""
+    eighths = round(share * _BAR_WIDTH * 8)
+    return ("█" * (eighths // 8) + _PARTS_OF_A_CELL[eighths % 8]).ljust(_BAR_WIDTH)[:_BAR_WIDTH]

@@ -1,0 +1,96 @@
+"""The entity memory: a table of entity embeddings, and how mentions look things up in it (Eq. 3, terms of Eq. 10).
+
+Shape letters: N mentions, H hidden size, E rows of the table, d entity size, k neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kebiolm.kernels import KnnEntityAttentionOutput, knn_entity_attention
+from kebiolm.model.configuration_kebiolm import KeBioLMConfig
+
+IGNORED_ENTITY = -100
+
+
+class EntityLookup(NamedTuple):
+    """What the memory knows of each mention; rows are rows of the table, k is at most the number of visible rows."""
+
+    mention_vectors: Tensor
+    """[N, d] h'_m = W_m h_m + b_m."""
+    entity_vectors: Tensor
+    """[N, d] e'_m, weighted sum of the k nearest entities."""
+    topk_rows: Tensor
+    """[N, k] int64, nearest first."""
+    topk_weights: Tensor
+    """[N, k] a_j of Eq. 3, sum 1 (no gradient: for reading)."""
+    topk_scores: Tensor
+    """[N, k] dot products."""
+    lse: Tensor
+    """[N] fp32, log of the denominator of Eq. 10."""
+    gold_logit: Tensor
+    """[N] fp32, dot product with the gold entity, 0 where there is none."""
+    has_gold: Tensor
+    """[N] bool."""
+
+
+class EntityTable(nn.Module):
+    """The entity embeddings; searched in here, so that the module that owns the weight also uses it.
+
+    ZeRO stage 3 gathers a sharded weight when its own module runs, not when another module reads it.
+    """
+
+    def __init__(self, config: KeBioLMConfig) -> None:
+        super().__init__()
+        self.num_hidden_rows = config.num_hidden_entity_rows
+        self.num_neighbours = config.max_candidate_entities
+        self.weight = nn.Parameter(torch.empty(config.num_entities, config.entity_size))
+        self.weight.requires_grad_(not config.freeze_entity_embeddings)
+
+    def forward(self, mention_vectors: Tensor, gold_rows: Tensor | None) -> KnnEntityAttentionOutput:
+        """Search the visible rows. mention_vectors [N, d]; gold_rows [N] or None; `topk_idx` are rows of the table."""
+        hidden = self.num_hidden_rows
+        gold = None
+        if gold_rows is not None:
+            gold = torch.where(gold_rows >= hidden, gold_rows - hidden, IGNORED_ENTITY)
+        found = knn_entity_attention(
+            mention_vectors, self.weight[hidden:], gold, self.num_neighbours, ignore_index=IGNORED_ENTITY
+        )
+        return found._replace(topk_idx=found.topk_idx + hidden)
+
+
+class EntityMemory(nn.Module):
+    """Projection of mentions into the space of entities, and the table."""
+
+    def __init__(self, config: KeBioLMConfig) -> None:
+        super().__init__()
+        self.entity_embeddings = EntityTable(config)
+        self.mention_to_entity_projection = nn.Linear(2 * config.hidden_size, config.entity_size)
+
+    def forward(self, pooled_mentions: Tensor, gold_rows: Tensor | None) -> EntityLookup:
+        """Look mentions up.
+
+        Args:
+            pooled_mentions: [N, 2 H] h_m.
+            gold_rows: [N] int64 rows of the gold entities; a negative number or a hidden row means none.
+                None when no gold is known.
+        """
+        mention_vectors = self.mention_to_entity_projection(pooled_mentions)
+        found = self.entity_embeddings(mention_vectors, gold_rows)
+        if gold_rows is None:
+            has_gold = torch.zeros_like(found.lse, dtype=torch.bool)
+        else:
+            has_gold = gold_rows >= self.entity_embeddings.num_hidden_rows
+        return EntityLookup(
+            mention_vectors=mention_vectors,
+            entity_vectors=found.att,
+            topk_rows=found.topk_idx,
+            topk_weights=found.topk_val.detach().softmax(dim=1),
+            topk_scores=found.topk_val,
+            lse=found.lse,
+            gold_logit=found.gold_logit,
+            has_gold=has_gold,
+        )

@@ -1,0 +1,209 @@
+"""Runs an annotation job on a pool of Ray actors; the only file that knows Ray.
+
+Ray's own retries are switched off, because by default they repeat a document that kills its process for ever, and
+because a job that skips errors reports success over lost data. Instead the driver keeps the ledger: a unit gets a
+bounded number of attempts, an actor that died is replaced, and units that failed make the job fail at its end, by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported: no usage reports, no hint about GPUs that this job does not use.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from kebiolm.console import console, progress
+from kebiolm.errors import UserError
+from preprocessing.annotate_job import AnnotationJob, UnitWorker, close_job, open_job, summary_table
+
+MAX_ATTEMPTS = 3
+MAX_FAILED_STARTS = 3
+# A large model on a cold disk loads in a minute or two; a pool that does not start in this time never will.
+START_TIMEOUT_S = 600.0
+
+# Units are paths and results are counts: Ray's shared memory, 30% of the machine by default, stays nearly unused.
+_OBJECT_STORE_BYTES = 100 << 20
+
+
+def run_job(
+    job: AnnotationJob, *, workers: int, ray_address: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Annotate every input that is not done yet, and print what came of it.
+
+    Args:
+        job: what to do; its inputs are files. On a cluster all paths must be on storage that every node shares.
+        workers: number of actors; each takes one CPU and its own copy of the model.
+        ray_address: a running Ray cluster; None starts Ray on this machine for the time of the job.
+        overwrite: begin anew, whatever an earlier job left in the folder.
+
+    Returns:
+        The manifest of the finished folder.
+
+    Raises:
+        UserError: a file failed in every attempt (the others are done and kept), or what `open_job` refuses.
+    """
+    units = open_job(job, overwrite=overwrite)
+    if units:
+        started = time.monotonic()
+        with ray_session(ray_address, workers):
+            records = run_units(job, {unit: job.inputs[unit] for unit in units}, workers=workers)
+        seconds = time.monotonic() - started
+        speed = f"{records / seconds:.1f} abstracts/s"
+        console.print(f"{len(units)} of {len(job.inputs)} files, {seconds:.1f} s with starting: {speed}")
+    else:
+        console.print("every file was annotated before: nothing to do")
+    manifest = close_job(job)
+    console.print(summary_table(manifest))
+    return manifest
+
+
+@contextmanager
+def ray_session(address: str | None, workers: int) -> Iterator[None]:
+    """Connect to a cluster or start Ray on this machine; a session that is open already is used and left open.
+
+    Raises:
+        UserError: there is no cluster at `address`, or it has fewer CPUs than workers.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Every actor holds one CPU and nothing else of the job needs one, so a local pool can never wait for itself.
+    local = {"num_cpus": workers, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    # Ray writes its access token into the home folder with the mode that the umask leaves.
+    umask = os.umask(0o077)
+    try:
+        ray.init(address=address or "local", **quiet, **({} if address else local))
+    except (ConnectionError, RayError, ValueError) as error:
+        mend = "start Ray there, or leave --ray-address out"
+        raise UserError(f"--ray-address {address}", got=error, expected="a running Ray cluster", mend=mend) from None
+    finally:
+        os.umask(umask)
+    try:
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if cpus < workers:
+            # Ray would wait for the missing CPUs for ever.
+            raise UserError(
+                "--workers",
+                got=f"{workers} workers",
+                expected=f"at most {cpus}, one for each CPU",
+                mend="ask for fewer",
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_units(
+    job: AnnotationJob, units: Mapping[int, Path], *, workers: int, worker_class: type[UnitWorker] = UnitWorker
+) -> int:
+    """Do each unit on one of a pool of actors.
+
+    Args:
+        job: what to do.
+        units: number and file of each unit.
+        workers: size of the pool, at most.
+        worker_class: what an actor does.
+
+    Returns:
+        How many records the units had.
+
+    Raises:
+        UserError: units failed in every attempt, or no worker can start.
+    """
+    pool, records = _Pool(job, dict(units), worker_class), 0
+    with progress("Annotating", total=len(units), unit="files") as advance:
+        for counts in pool.run(min(workers, len(units))):
+            records += counts["documents_in"]
+            advance(1, note=f"{records} documents")
+    if pool.failed:
+        reasons = "; ".join(f"{units[unit].name} ({reason})" for unit, reason in sorted(pool.failed.items()))
+        raise UserError(
+            job.out,
+            got=f"{len(pool.failed)} of {len(units)} files that failed {MAX_ATTEMPTS} times: {reasons}",
+            expected="every file annotated",
+            mend="the other files are done and kept: mend or leave out these and run the command again",
+        )
+    return records
+
+
+class _Pool:
+    """Actors at work, the units that wait, and the attempts made. One call per actor is under way at a time."""
+
+    def __init__(self, job: AnnotationJob, units: dict[int, Path], worker_class: type[UnitWorker]) -> None:
+        self._units, self._waiting = units, deque(sorted(units))
+        self._attempts: Counter[int] = Counter()
+        self._failed_starts = 0
+        self._under_way: dict[Any, tuple[Any, int | None]] = {}  # Ray's reference -> (actor, unit; None while it loads)
+        remote_class = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(worker_class)
+        umask = os.umask(0o077)
+        os.umask(umask)
+        self._new_actor = lambda: remote_class.remote(job, umask)
+        self.failed: dict[int, str] = {}
+
+    def run(self, workers: int) -> Iterator[dict[str, int]]:
+        """Do all units; yields the counts of each as it is done, in any order."""
+        for _ in range(workers):
+            self._start_worker()
+        while self._under_way:
+            only_loading = all(unit is None for _, unit in self._under_way.values())
+            ready, _ = ray.wait(list(self._under_way), timeout=START_TIMEOUT_S if only_loading else None)
+            if not ready:
+                raise _cannot_start(f"no worker that was ready after {START_TIMEOUT_S:.0f} s")
+            actor, unit = self._under_way.pop(ready[0])
+            try:
+                manifest = ray.get(ready[0])
+            except RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                actor = actor if unit is not None else None  # one that could not load cannot work
+                self._count_failure(unit, f"{type(error.cause).__name__}: {error.cause}")
+            except RayError as error:
+                actor = None
+                self._count_failure(unit, f"its worker died: {str(error).splitlines()[0]}")
+            else:
+                if unit is not None:
+                    yield manifest["counts"]
+            self._give_work(actor)
+
+    def _start_worker(self) -> None:
+        actor = self._new_actor()
+        self._under_way[actor.load.remote()] = (actor, None)
+
+    def _give_work(self, actor: Any | None) -> None:
+        """Let an actor do the next unit; where it died, let another take its place."""
+        if not self._waiting:
+            return
+        if actor is None:
+            self._start_worker()
+            return
+        unit = self._waiting.popleft()
+        self._under_way[actor.run.remote(unit, self._units[unit])] = (actor, unit)
+
+    def _count_failure(self, unit: int | None, reason: str) -> None:
+        if unit is None:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                raise _cannot_start(f"{self._failed_starts} workers that failed to load; the last: {reason}")
+            return
+        self._attempts[unit] += 1
+        if self._attempts[unit] < MAX_ATTEMPTS:
+            self._waiting.append(unit)
+        else:
+            self.failed[unit] = reason
+
+
+def _cannot_start(got: str) -> UserError:
+    mend = "check free memory and CPUs, and that the model loads with spacy.load"
+    return UserError("annotation workers", got=got, expected="workers with model and index loaded", mend=mend)

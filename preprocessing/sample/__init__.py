@@ -1,0 +1,1 @@
+"""A made-up mini UMLS and mini PubMed with known answers."""

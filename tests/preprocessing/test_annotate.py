@@ -1,0 +1,275 @@
+"""From files to an annotated folder: right links, nothing lost, the same bytes always, and no silent failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from kebiolm.errors import UserError
+from kebiolm.files import sha256_of_file
+from preprocessing.annotate import Annotator
+from preprocessing.annotate_job import AnnotationJob, UnitWorker, list_inputs, open_job
+from preprocessing.annotate_ray import MAX_ATTEMPTS, run_job, run_units
+from preprocessing.annotation_eval import evaluate, read_codes
+from preprocessing.annotation_store import AnnotatedCorpus, part_name
+from preprocessing.document import Document, Mention, Reject
+from preprocessing.linker import LinkIndex
+from preprocessing.ner import load_finder
+from preprocessing.sources.pubtator import read_gold
+from tests.preprocessing.conftest import NAMES
+
+TEXT = "After a heart attack: acetylsalicylic acid, magnetic resonance imaging (MRI), and a second MRI."
+
+
+def annotate(small_kb: Path, records: Iterable[Document | Reject], threshold: float = 0.85) -> list[Document | Reject]:
+    names = [name for names in NAMES.values() for name in names]
+    annotator = Annotator(
+        finder=load_finder("dictionary", names=names), index=LinkIndex.load(small_kb / "linker"), threshold=threshold
+    )
+    return list(annotator.annotate(records))
+
+
+def write_inputs(folder: Path, texts_per_file: list[list[str]]) -> tuple[Path, ...]:
+    folder.mkdir()
+    for number, texts in enumerate(texts_per_file):
+        lines = [json.dumps({"id": f"{number}-{place}", "text": text}) for place, text in enumerate(texts)]
+        (folder / f"{number}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return list_inputs([folder])
+
+
+@pytest.fixture
+def job(tmp_path: Path, small_kb: Path) -> AnnotationJob:
+    inputs = write_inputs(tmp_path / "in", [[f"Aspirin {n}.", "Glycerol.", ""] for n in range(4)])
+    return AnnotationJob(inputs=inputs, kb=small_kb, model="dictionary", out=tmp_path / "out")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())}
+
+
+def test_mentions_are_linked_where_they_stand(small_kb: Path) -> None:
+    (document,) = annotate(small_kb, [Document(doc_id="1", text=TEXT)])
+    assert isinstance(document, Document)
+    assert [(TEXT[m.start : m.end], m.cui, m.score) for m in document.mentions] == [
+        ("heart attack", "C0027051", 1.0),
+        ("acetylsalicylic acid", "C0004057", 1.0),
+        ("magnetic resonance imaging", "C0009871", 1.0),
+    ]
+
+
+def test_an_abbreviation_gets_the_concept_of_its_long_form(small_kb: Path) -> None:
+    names = [name for names in NAMES.values() for name in names] + ["MRI"]
+    finder, index = load_finder("dictionary", names=names), LinkIndex.load(small_kb / "linker")
+    (document,) = Annotator(finder=finder, index=index, threshold=0.85).annotate([Document(doc_id="1", text=TEXT)])
+    assert isinstance(document, Document)
+    cuis = [m.cui for m in document.mentions if TEXT[m.start : m.end] == "MRI"]
+    assert cuis == ["C0009871", "C0009871"]
+
+
+def test_the_threshold_is_strict(small_kb: Path) -> None:
+    document = Document(doc_id="1", text="Aspirin, hearts attack")
+    index = LinkIndex.load(small_kb / "linker")
+    score = index.link(["hearts attack"])[0][0].score
+    assert 0.5 < score < 1
+    finder = load_finder("dictionary", names=["aspirin", "hearts attack"])
+    for threshold, expected in ((score, 1), (score - 1e-6, 2)):
+        (result,) = Annotator(finder=finder, index=index, threshold=threshold).annotate([document])
+        assert isinstance(result, Document) and len(result.mentions) == expected
+
+
+def test_each_record_gives_one_in_order(small_kb: Path) -> None:
+    reject = Reject(doc_id="r", source="x:1", reason="bad-json", detail="?")
+    records: list[Document | Reject] = [
+        Document(doc_id=str(n), text="lone \ud800" if n == 300 else "Aspirin.") if n % 3 else reject for n in range(600)
+    ]
+    records[301] = Document(doc_id="301", text="\ud800")
+    result = annotate(small_kb, records)
+    assert [type(record) for record in result if record is not reject].count(Reject) == 1
+    assert result[0] is reject
+    failed = result[301]
+    assert isinstance(failed, Reject) and (failed.doc_id, failed.reason) == ("301", "ner-error")
+    assert all(len(record.mentions) == 1 for record in result if isinstance(record, Document))
+
+
+def test_sample_against_its_gold(sample_dir: Path, sample_kb: Path, local_ray: None, tmp_path: Path) -> None:
+    inputs = list_inputs([sample_dir / "pubmed"])
+    job = AnnotationJob(inputs=inputs, kb=sample_kb, model="dictionary", out=tmp_path / "out")
+    manifest = run_job(job, workers=2)
+    gold = list(read_gold(sample_dir / "gold.pubtator.txt"))
+    assert manifest["counts"]["documents_out"] == len(gold)
+    corpus = AnnotatedCorpus.load(job.out)
+    assert [document.doc_id for document in corpus.iter_documents()] == [document.doc_id for document in gold]
+    result = evaluate(corpus.iter_documents(), gold, read_codes(sample_dir / "codes.tsv"))
+    assert result.linked_spans.f1 > 0.9
+
+
+def test_any_number_of_workers_gives_the_same_bytes(job: AnnotationJob, local_ray: None) -> None:
+    run_job(job, workers=1)
+    other = replace(job, out=job.out.with_name("two"))
+    manifest = run_job(other, workers=2)
+    assert hashes(job.out) == hashes(other.out)
+    counts = manifest["counts"]
+    assert (counts["documents_in"], counts["documents_out"], counts["rejects"], counts["units"]) == (12, 8, 4, 4)
+    assert manifest["rejects_by_reason"] == {"empty-abstract": 4}
+    assert (counts["mentions_found"], counts["mentions_linked"], counts["ids_in_several_files"]) == (8, 8, 0)
+    corpus = AnnotatedCorpus.load(job.out)
+    assert len(corpus) == 8
+    first = next(corpus.iter_documents())
+    assert first == Document(
+        doc_id="0-0", text="Aspirin 0.", mentions=(Mention(start=0, end=7, cui="C0004057", score=1.0),)
+    )
+    assert [reject.source for reject in corpus.iter_rejects()] == [f"{n}.jsonl:3" for n in range(4)]
+
+
+def test_a_rerun_makes_only_what_is_missing(job: AnnotationJob, local_ray: None) -> None:
+    run_job(job, workers=2)
+    before = hashes(job.out)
+    assert open_job(job, overwrite=False) == []
+    (job.out / f"{part_name(1)}.json").unlink()
+    part = job.out / f"{part_name(2)}.parquet"
+    part.write_bytes(part.read_bytes()[:-1])
+    (job.out / ".part-00003.parquet.1.tmp").write_bytes(b"left over by a killed process")
+    with pytest.raises(UserError, match="cut short"):
+        AnnotatedCorpus.load(job.out)
+    assert open_job(job, overwrite=False) == [1, 2]
+    times = {unit: (job.out / f"{part_name(unit)}.parquet").stat().st_mtime_ns for unit in (0, 3)}
+    run_job(job, workers=2)
+    assert hashes(job.out) == before
+    assert times == {unit: (job.out / f"{part_name(unit)}.parquet").stat().st_mtime_ns for unit in (0, 3)}
+
+
+def test_a_changed_job_is_refused_and_says_what_changed(job: AnnotationJob, local_ray: None) -> None:
+    run_job(job, workers=1)
+    with pytest.raises(UserError, match=r"settings.threshold: 0.85 -> 0.9; expected"):
+        open_job(replace(job, threshold=0.9), overwrite=False)
+    with pytest.raises(UserError, match=r"inputs: 4 -> 3 of them"):
+        open_job(replace(job, inputs=job.inputs[:3]), overwrite=False)
+    with open(job.inputs[1], "a", encoding="utf-8") as file:
+        file.write('{"id": "new", "text": "Aspirin."}\n')
+    with pytest.raises(UserError, match=r"inputs\[1\].bytes.*inputs\[1\].sha256"):
+        open_job(job, overwrite=False)
+    assert run_job(job, workers=1, overwrite=True)["counts"]["documents_in"] == 13
+
+
+def test_ids_that_several_files_share_are_counted(tmp_path: Path, small_kb: Path, local_ray: None) -> None:
+    inputs = write_inputs(tmp_path / "in", [["Aspirin."], ["Glycerol."]])
+    inputs[1].write_bytes(inputs[0].read_bytes())
+    job = AnnotationJob(inputs=inputs, kb=small_kb, model="dictionary", out=tmp_path / "out")
+    assert run_job(job, workers=1)["counts"]["ids_in_several_files"] == 1
+
+
+def test_a_foreign_folder_is_never_touched(job: AnnotationJob) -> None:
+    job.out.mkdir()
+    (job.out / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="other files"):
+            open_job(job, overwrite=overwrite)
+    assert (job.out / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_killed_worker_costs_nothing(job: AnnotationJob, local_ray: None) -> None:
+    run_job(job, workers=1)
+    expected, again = hashes(job.out), replace(job, out=job.out.with_name("killed"))
+    killed_before = job.out.with_name("killed_before")
+
+    class Killed(UnitWorker):
+        """Dies once, by SIGKILL, in the middle of its second unit."""
+
+        def run(self, unit: int, path: Path) -> dict[str, Any]:
+            if unit == 1 and not killed_before.exists():
+                killed_before.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().run(unit, path)
+
+    units = dict(enumerate(again.inputs))
+    open_job(again, overwrite=False)
+    assert run_units(again, units, workers=2, worker_class=Killed) == 12
+    assert killed_before.exists()
+    run_job(again, workers=1)
+    assert hashes(again.out) == expected
+
+
+def test_a_file_that_always_fails_makes_the_job_fail_at_its_end(job: AnnotationJob, local_ray: None) -> None:
+    attempts = job.out.with_name("attempts")
+    attempts.mkdir()
+
+    class Poisoned(UnitWorker):
+        """Unit 0 kills the process each time, unit 1 raises."""
+
+        def run(self, unit: int, path: Path) -> dict[str, Any]:
+            (attempts / f"{unit}-{os.getpid()}-{len(list(attempts.iterdir()))}").touch()
+            if unit == 0:
+                os._exit(139)
+            if unit == 1:
+                raise RuntimeError("bad disk")
+            return super().run(unit, path)
+
+    open_job(job, overwrite=False)
+    with pytest.raises(UserError, match=r"2 of 4 files.*0.jsonl \(its worker died.*1.jsonl \(RuntimeError: bad disk\)"):
+        run_units(job, dict(enumerate(job.inputs)), workers=2, worker_class=Poisoned)
+    made = [file.name.split("-")[0] for file in attempts.iterdir()]
+    assert [made.count(unit) for unit in "0123"] == [MAX_ATTEMPTS, MAX_ATTEMPTS, 1, 1]
+    assert open_job(job, overwrite=False) == [0, 1]
+    with pytest.raises(UserError, match="no such file"):
+        AnnotatedCorpus.load(job.out)
+
+
+def test_a_worker_that_cannot_load_ends_the_job(job: AnnotationJob, local_ray: None) -> None:
+    class Unloadable(UnitWorker):
+        def load(self) -> None:
+            raise UserError("model", got="nothing", expected="a model", mend="get one")
+
+    class Dying(UnitWorker):
+        def load(self) -> None:
+            os._exit(1)
+
+    open_job(job, overwrite=False)
+    with pytest.raises(UserError, match="get one"):
+        run_units(job, {0: job.inputs[0]}, workers=1, worker_class=Unloadable)
+    with pytest.raises(UserError, match="workers that failed to load"):
+        run_units(job, {0: job.inputs[0]}, workers=1, worker_class=Dying)
+
+
+def test_command_line(job: AnnotationJob, local_ray: None, tmp_path: Path) -> None:
+    from kebiolm.cli import app
+
+    call = ["annotate", str(tmp_path / "in"), "--kb", str(job.kb), "--model", "dictionary", "--out", str(job.out)]
+    result = CliRunner().invoke(app, [*call, "--workers", "2"])
+    assert result.exit_code == 0, result.output
+    for text in ("documents in", "12", "empty-abstract", "abstracts/s"):
+        assert text in result.output
+    assert "nothing to do" in CliRunner().invoke(app, call).output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": (Path("absent.xml"),)}, "no such file"),
+        ({"model": "en_core_sci_absent"}, "pip install"),
+        ({"kb": Path("absent")}, "kb build"),
+        ({"threshold": 1.5}, "cosine"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(job: AnnotationJob, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        changed = replace(job, **change)
+        open_job(replace(changed, inputs=list_inputs(changed.inputs)), overwrite=False)
+    assert "\n" not in str(error.value)
+    assert not job.out.exists()
+
+
+def test_inputs_are_files_once_each(job: AnnotationJob, tmp_path: Path) -> None:
+    assert list_inputs([tmp_path / "in"]) == job.inputs
+    with pytest.raises(UserError, match="more than once"):
+        list_inputs([job.inputs[0], tmp_path / "in"])
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="no abstracts"):
+        list_inputs([tmp_path / "nothing"])

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from kebiolm.errors import UserError
+from preprocessing import rrf
+
+LAYOUT = "MRSTY.RRF|Semantic types|CUI,TUI,STN,STY,ATUI,CVF|6|{rows}|0|\n"
+ROWS = [b"C0000001|T047|B2|Disease or Syndrome|AT1||", b"C0000002|T121|A1|Pharmacologic Substance|AT2||"]
+COLUMNS = ("CUI", "STY")
+
+
+def write_sty(folder: Path, rows: list[bytes], *, end: bytes = b"\n") -> Path:
+    path = folder / "MRSTY.RRF"
+    path.write_bytes(b"".join(row + end for row in rows))
+    return path
+
+
+def read_all(folder: Path, columns: tuple[str, ...] = COLUMNS) -> tuple[list[dict], rrf.RowCounts]:
+    counts = rrf.RowCounts()
+    file = rrf.find_file(folder, "MRSTY.RRF", columns)
+    rows = [row for table in rrf.read_rows(file, columns, counts) for row in table.to_pylist()]
+    return rows, counts
+
+
+def test_reads_wanted_columns_in_file_order(tmp_path: Path) -> None:
+    write_sty(tmp_path, ROWS)
+    rows, counts = read_all(tmp_path)
+    assert rows == [
+        {"CUI": "C0000001", "STY": "Disease or Syndrome"},
+        {"CUI": "C0000002", "STY": "Pharmacologic Substance"},
+    ]
+    assert (counts.read, counts.good, counts.examples) == (2, 2, [])
+
+
+def test_layout_file_decides_the_order_of_columns(tmp_path: Path) -> None:
+    write_sty(tmp_path, [b"Sign or Symptom|C0000001|"])
+    (tmp_path / "MRFILES.RRF").write_text("MRSTY.RRF|x|STY,CUI|2|1|0|\n")
+    assert read_all(tmp_path)[0] == [{"CUI": "C0000001", "STY": "Sign or Symptom"}]
+
+
+def test_quotes_and_other_letters_are_plain_text(tmp_path: Path) -> None:
+    names = ['"5\'-end" \\n', "β-carotene, naïve, 日本", 'unclosed " quote', "a,b;c\td"]
+    write_sty(tmp_path, [f"C1|T1||{name}|||".encode() for name in names])
+    assert [row["STY"] for row in read_all(tmp_path)[0]] == names
+
+
+def test_gzip_and_crlf_give_the_same_rows(tmp_path: Path) -> None:
+    path = write_sty(tmp_path, ROWS)
+    plain = read_all(tmp_path)[0]
+    write_sty(tmp_path, ROWS, end=b"\r\n")
+    assert read_all(tmp_path)[0] == plain
+    write_sty(tmp_path, ROWS)
+    (tmp_path / "MRSTY.RRF.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert read_all(tmp_path)[0] == plain
+
+
+def test_bad_rows_are_counted_with_their_lines(tmp_path: Path) -> None:
+    rows = [
+        ROWS[0],
+        b"C0000003|T047|",  # line 2: too few fields
+        ROWS[1],
+        b"C0000004|T047|B2|caf\xe9|AT4||",  # line 4: Latin-1
+        b"C0000005|T047|B2|a|b|AT5|||",  # line 5: too many fields
+        b"C0000006|T047|B2|fine|AT6||",
+        b"C0000007|T047|B2|text after the end|AT7||x",  # line 7
+    ]
+    write_sty(tmp_path, rows)
+    found, counts = read_all(tmp_path)
+    assert [row["CUI"] for row in found] == ["C0000001", "C0000002", "C0000006"]
+    assert counts.rejects == {rrf.WRONG_FIELD_COUNT: 3, rrf.INVALID_UTF8: 1}
+    assert counts.read == len(rows)
+    by_line = {example["line"]: example["reason"] for example in counts.examples}
+    assert by_line == {
+        2: rrf.WRONG_FIELD_COUNT,
+        4: rrf.INVALID_UTF8,
+        5: rrf.WRONG_FIELD_COUNT,
+        7: rrf.WRONG_FIELD_COUNT,
+    }
+
+
+def test_line_numbers_hold_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rrf, "_BLOCK_BYTES", 1 << 12)
+    rows = [f"C{number:07}|T047|B2|Disease or Syndrome|AT{number}||".encode() for number in range(1, 1001)]
+    rows[99] = b"broken"
+    rows[799] = rows[799].replace(b"Disease", b"\xff")
+    write_sty(tmp_path, rows)
+    found, counts = read_all(tmp_path)
+    assert len(found) == 998
+    assert {(example["line"], example["reason"]) for example in counts.examples} == {
+        (100, rrf.WRONG_FIELD_COUNT),
+        (800, rrf.INVALID_UTF8),
+    }
+
+
+def test_few_examples_are_kept_but_all_rejects_counted(tmp_path: Path) -> None:
+    write_sty(tmp_path, [ROWS[0]] + [b"broken"] * 50)
+    counts = read_all(tmp_path)[1]
+    assert counts.rejects[rrf.WRONG_FIELD_COUNT] == 50
+    assert len(counts.examples) == rrf.MAX_REJECT_EXAMPLES
+
+
+def test_missing_file_says_which_and_how_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"MRSTY\.RRF: got no such file.*META folder"):
+        rrf.find_file(tmp_path, "MRSTY.RRF", COLUMNS)
+    with pytest.raises(UserError, match="got no folder"):
+        rrf.find_file(tmp_path / "nowhere", "MRSTY.RRF", COLUMNS)
+
+
+def test_missing_column_is_named(tmp_path: Path) -> None:
+    write_sty(tmp_path, ROWS)
+    (tmp_path / "MRFILES.RRF").write_text("MRSTY.RRF|x|CUI,TUI,STN,NAME,ATUI,CVF|6|2|0|\n")
+    with pytest.raises(UserError, match="without column STY"):
+        rrf.find_file(tmp_path, "MRSTY.RRF", COLUMNS)
+
+
+@pytest.mark.parametrize("layout", [b"MRSTY.RRF|too|few|\n", b"MRSTY.RRF|x|CUI,STY|2|many|0|\n", b"\xff\xfe|\n"])
+def test_broken_layout_file_is_refused(tmp_path: Path, layout: bytes) -> None:
+    write_sty(tmp_path, ROWS)
+    (tmp_path / "MRFILES.RRF").write_bytes(layout)
+    with pytest.raises(UserError, match=r"MRFILES\.RRF"):
+        rrf.find_file(tmp_path, "MRSTY.RRF", COLUMNS)
+
+
+def test_listed_rows_are_known(tmp_path: Path) -> None:
+    write_sty(tmp_path, ROWS)
+    assert rrf.find_file(tmp_path, "MRSTY.RRF", COLUMNS).rows_listed is None
+    (tmp_path / "MRFILES.RRF").write_text(LAYOUT.format(rows=7))
+    assert rrf.find_file(tmp_path, "MRSTY.RRF", COLUMNS).rows_listed == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("MRSTY.RRF", b""),
+        ("MRSTY.RRF", b"no pipes\nat all\n"),
+        ("MRSTY.RRF.gz", b"not gzip"),
+        ("MRSTY.RRF.gz", gzip.compress(b"\n".join(b"C%07d|T1||x|||" % n for n in range(9999)))[:-200]),
+    ],
+    ids=["empty", "no RRF", "not gzip", "gzip cut short"],
+)
+def test_unreadable_file_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"MRSTY\.RRF.*got .*; expected .*; "):
+        read_all(tmp_path)

@@ -1,0 +1,134 @@
+"""Whole runs on the sample: real DeepSpeed processes, kill and resume, ZeRO stages, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kebiolm.errors import UserError
+from kebiolm.training.checkpoint import MARKER, complete_checkpoints, find_checkpoint
+from kebiolm.training.config import load_config
+from kebiolm.training.pretrain import pretrain
+from tests.training.launch import DEBUG_RECIPE, REPOSITORY, STEPS, launch_pretraining, losses
+
+
+def run_in_this_process(shards: Path, output: Path, *settings: str) -> None:
+    common = ["evaluation.max_sequences=4", f"tracking.tracking_uri=sqlite:///{output.parent / 'mlflow.db'}"]
+    deepspeed = f"deepspeed={REPOSITORY / 'deepspeed_configs' / 'zero1_fp32.json'}"
+    pretrain(load_config(DEBUG_RECIPE, [deepspeed, f"shards={shards}", f"output={output}", *common, *settings]))
+
+
+def test_all_three_losses_fall_in_two_processes(trained_run: Path) -> None:
+    heldout = losses(trained_run, "heldout")
+    assert sorted(heldout) == [0, 20, STEPS]
+    for name in ("loss_mlm", "loss_detection", "loss_linking"):
+        assert heldout[STEPS][name] < heldout[0][name]
+    assert sorted(losses(trained_run)) == list(range(1, STEPS + 1))
+    assert [folder.name for folder in complete_checkpoints(trained_run / "checkpoints")] == [
+        "step-00000030",
+        "step-00000040",
+    ]
+
+
+def test_killed_run_resumes_with_the_losses_of_the_undisturbed_one(
+    trained_run: Path, sample_shards: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+
+    def has_passed_a_checkpoint(output: Path) -> bool:
+        metrics = output / "metrics.jsonl"
+        return metrics.is_file() and '"step": 14,' in metrics.read_text()
+
+    killed = launch_pretraining(sample_shards, output, kill_when=has_passed_a_checkpoint)
+    assert killed.status != 0
+    at_kill = max(losses(output))
+    assert 14 <= at_kill < STEPS
+
+    resumed = launch_pretraining(sample_shards, output).check()
+    assert "resuming after step" in resumed.output
+    for kind in ("train", "heldout"):
+        assert losses(output, kind) == losses(trained_run, kind)  # bit for bit
+
+
+def test_number_of_processes_does_not_change_the_losses(trained_run: Path, sample_shards: Path, tmp_path: Path) -> None:
+    without_dropout = ["model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_in_this_process(sample_shards, one, *without_dropout, "optimization.max_steps=6")
+    run_in_this_process(
+        sample_shards, two, *without_dropout, "optimization.max_steps=6", "optimization.micro_batch_size=4"
+    )
+    for step, metrics in losses(one).items():
+        assert metrics == pytest.approx(losses(two)[step], rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", ["zero1_bf16", "zero2_bf16", "zero3_fp32"])
+def test_zero_stages_and_precisions_agree(settings: str, sample_shards: Path, tmp_path: Path) -> None:
+    reference, other = tmp_path / "reference", tmp_path / "other"
+    run_in_this_process(sample_shards, reference, "optimization.max_steps=4")
+    path = REPOSITORY / "deepspeed_configs" / f"{settings}.json"
+    run_in_this_process(sample_shards, other, "optimization.max_steps=4", f"deepspeed={path}")
+    tolerance = 1e-5 if settings.endswith("fp32") else 2e-2
+    for step, metrics in losses(reference).items():
+        assert metrics == pytest.approx(losses(other)[step], rel=tolerance)
+
+
+def test_same_folder_with_other_settings_is_refused(trained_run: Path, sample_shards: Path) -> None:
+    with pytest.raises(UserError, match=r"optimization\.learning_rate: 0\.001 then, 0\.5 now"):
+        run_in_this_process(sample_shards, trained_run, "optimization.learning_rate=0.5")
+
+
+def test_foreign_folder_is_refused(sample_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="a folder with other files"):
+        run_in_this_process(sample_shards, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_batch_that_does_not_divide_is_refused(sample_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="global_batch_size"):
+        run_in_this_process(sample_shards, tmp_path / "run", "optimization.global_batch_size=5")
+
+
+def test_missing_shards_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="kebiolm pack"):
+        run_in_this_process(tmp_path / "absent", tmp_path / "run")
+
+
+def test_diverged_loss_stops_the_run_and_says_so(sample_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="finite losses"):
+        run_in_this_process(
+            sample_shards,
+            tmp_path / "run",
+            "optimization.learning_rate=1.0e+30",
+            "optimization.warmup_steps=0",
+            "optimization.max_grad_norm=1.0e+30",
+        )
+    recorded = losses(tmp_path / "run")
+    assert all(math.isfinite(value) for metrics in recorded.values() for value in metrics.values())
+
+
+def test_damaged_checkpoint_is_passed_over(trained_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    newest = complete_checkpoints(run / "checkpoints")[-1]
+    weights = newest / "mp_rank_00_model_states.pt"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cut short"):
+        find_checkpoint(newest)
+    from kebiolm.training.checkpoint import _newest_verified
+
+    assert _newest_verified(run / "checkpoints") == "step-00000030"
+    (newest / MARKER).unlink()
+    assert find_checkpoint(run).name == "step-00000030"
+
+
+def test_checkpoint_holds_what_export_needs(trained_run: Path) -> None:
+    folder = find_checkpoint(trained_run) / "model"
+    assert {"config.json", "training.json", "entity_vocab.tsv"} <= {file.name for file in folder.iterdir()}
+    story = json.loads((folder / "training.json").read_text())
+    assert story["latest_metrics"]["heldout"]["loss"] > 0
+    assert story["settings"]["optimization.max_steps"] == STEPS
