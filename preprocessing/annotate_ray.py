@@ -27,7 +27,6 @@ from kebiolm.console import console, progress
 from kebiolm.errors import UserError
 from preprocessing.annotate_job import AnnotationJob, UnitWorker, close_job, open_job, summary_table
 
-MAX_ATTEMPTS = 3
 MAX_FAILED_STARTS = 3
 # A large model on a cold disk loads in a minute or two; a pool that does not start in this time never will.
 START_TIMEOUT_S = 600.0
@@ -57,7 +56,8 @@ def run_job(
     if units:
         started = time.monotonic()
         with ray_session(ray_address, workers):
-            records = run_units(job, {unit: job.inputs[unit] for unit in units}, workers=workers)
+            paths = {unit: job.inputs[unit] for unit in units}
+            records = run_units(paths, UnitWorker, (job, _umask()), workers=workers)
         seconds = time.monotonic() - started
         speed = f"{records / seconds:.1f} abstracts/s"
         console.print(f"{len(units)} of {len(job.inputs)} files, {seconds:.1f} s with starting: {speed}")
@@ -106,32 +106,34 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
 
 
 def run_units(
-    job: AnnotationJob, units: Mapping[int, Path], *, workers: int, worker_class: type[UnitWorker] = UnitWorker
+    units: Mapping[int, Path], worker_class: type, arguments: tuple[Any, ...], *, workers: int, max_attempts: int = 3
 ) -> int:
     """Do each unit on one of a pool of actors.
 
     Args:
-        job: what to do.
         units: number and file of each unit.
+        worker_class: what an actor is: `load()` is called once, then `run(unit, path)` for one unit after another,
+            which returns the unit's manifest.
+        arguments: for the constructor of `worker_class`.
         workers: size of the pool, at most.
-        worker_class: what an actor does.
+        max_attempts: a unit that raised or whose actor died is tried this often.
 
     Returns:
         How many records the units had.
 
     Raises:
-        UserError: units failed in every attempt, or no worker can start.
+        UserError: units failed in every attempt, or no worker can start; or what a worker raised as such.
     """
-    pool, records = _Pool(job, dict(units), worker_class), 0
+    pool, records = _Pool(units, worker_class, arguments, max_attempts), 0
     with progress("Annotating", total=len(units), unit="files") as advance:
-        for counts in pool.run(min(workers, len(units))):
-            records += counts["documents_in"]
+        for manifest in pool.run(min(workers, len(units))):
+            records += manifest["counts"]["documents_in"]
             advance(1, note=f"{records} documents")
     if pool.failed:
         reasons = "; ".join(f"{units[unit].name} ({reason})" for unit, reason in sorted(pool.failed.items()))
         raise UserError(
-            job.out,
-            got=f"{len(pool.failed)} of {len(units)} files that failed {MAX_ATTEMPTS} times: {reasons}",
+            "annotation",
+            got=f"{len(pool.failed)} of {len(units)} files that failed {max_attempts} times: {reasons}",
             expected="every file annotated",
             mend="the other files are done and kept: mend or leave out these and run the command again",
         )
@@ -141,19 +143,19 @@ def run_units(
 class _Pool:
     """Actors at work, the units that wait, and the attempts made. One call per actor is under way at a time."""
 
-    def __init__(self, job: AnnotationJob, units: dict[int, Path], worker_class: type[UnitWorker]) -> None:
+    def __init__(
+        self, units: Mapping[int, Path], worker_class: type, arguments: tuple[Any, ...], max_attempts: int
+    ) -> None:
         self._units, self._waiting = units, deque(sorted(units))
-        self._attempts: Counter[int] = Counter()
+        self._max_attempts, self._attempts = max_attempts, Counter[int]()
         self._failed_starts = 0
         self._under_way: dict[Any, tuple[Any, int | None]] = {}  # Ray's reference -> (actor, unit; None while it loads)
-        remote_class = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(worker_class)
-        umask = os.umask(0o077)
-        os.umask(umask)
-        self._new_actor = lambda: remote_class.remote(job, umask)
+        actor_class = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(worker_class)
+        self._new_actor = lambda: actor_class.remote(*arguments)
         self.failed: dict[int, str] = {}
 
-    def run(self, workers: int) -> Iterator[dict[str, int]]:
-        """Do all units; yields the counts of each as it is done, in any order."""
+    def run(self, workers: int) -> Iterator[dict[str, Any]]:
+        """Do all units; yields the manifest of each as it is done, in any order."""
         for _ in range(workers):
             self._start_worker()
         while self._under_way:
@@ -174,7 +176,7 @@ class _Pool:
                 self._count_failure(unit, f"its worker died: {str(error).splitlines()[0]}")
             else:
                 if unit is not None:
-                    yield manifest["counts"]
+                    yield manifest
             self._give_work(actor)
 
     def _start_worker(self) -> None:
@@ -198,7 +200,7 @@ class _Pool:
                 raise _cannot_start(f"{self._failed_starts} workers that failed to load; the last: {reason}")
             return
         self._attempts[unit] += 1
-        if self._attempts[unit] < MAX_ATTEMPTS:
+        if self._attempts[unit] < self._max_attempts:
             self._waiting.append(unit)
         else:
             self.failed[unit] = reason
@@ -207,3 +209,10 @@ class _Pool:
 def _cannot_start(got: str) -> UserError:
     mend = "check free memory and CPUs, and that the model loads with spacy.load"
     return UserError("annotation workers", got=got, expected="workers with model and index loaded", mend=mend)
+
+
+def _umask() -> int:
+    """The mask of this process; the workers of a local Ray would inherit a stricter one (see `ray_session`)."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

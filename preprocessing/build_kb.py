@@ -6,9 +6,7 @@ either kept or counted under the reason for which it was dropped; `manifest.json
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from kebiolm.console import console, progress
+from kebiolm.console import console
 from kebiolm.data import knowledge_base
 from kebiolm.errors import UserError
 from kebiolm.files import atomic_folder, describe_file, write_json
 from preprocessing import rrf
+from preprocessing.rrf_batches import Batch, ConceptRows, Reader
 
 NOT_ENGLISH = "not English"
 SUPPRESSED = "suppressed"
@@ -30,7 +29,6 @@ EMPTY_NAME = "empty CUI or name"
 EMPTY_TYPE = "empty semantic type"
 EMPTY_DEFINITION = "empty definition"
 EMPTY_RELA = "empty RELA"
-UNKNOWN_CUI = "unknown CUI"
 SELF_LOOP = "self-loop"
 DUPLICATE = "duplicate"
 FOREIGN_SOURCE = "source not English"
@@ -48,102 +46,6 @@ class BuildSettings:
     """Value of LAT of the names to keep."""
     suppress: str = "N"
     """Value of SUPPRESS of the rows to keep: "N" is what UMLS does not suppress."""
-
-
-@dataclass(kw_only=True)
-class FileReport:
-    """What became of the rows of one file: read = rejected + dropped + kept."""
-
-    input: dict[str, Any]
-    """Bytes and SHA-256 of the file; rows_listed, what MRFILES.RRF says."""
-    rows: rrf.RowCounts
-    dropped: Counter[str] = field(default_factory=Counter)
-    kept: int = 0
-
-    def counts(self) -> dict[str, Any]:
-        """The counts as the manifest has them."""
-        rejected, dropped = (
-            {reason: count for reason, count in sorted(counter.items()) if count}
-            for counter in (self.rows.rejects, self.dropped)
-        )
-        return {"read": self.rows.read, "rejected": rejected, "dropped": dropped, "kept": self.kept}
-
-
-class _Batch:
-    """Some rows of a file, from which unwanted rows are dropped step by step; each falls to the first reason."""
-
-    def __init__(self, rows: pa.Table, report: FileReport) -> None:
-        self.rows, self.report = rows, report
-
-    def __getitem__(self, column: str) -> pa.ChunkedArray:
-        return self.rows[column]
-
-    def trim(self, column: str) -> None:
-        """Remove white space around a column's values."""
-        trimmed = pc.utf8_trim_whitespace(self[column])
-        self.rows = self.rows.set_column(self.rows.column_names.index(column), column, trimmed)
-
-    def drop(self, reason: str, is_bad: pa.ChunkedArray) -> None:
-        """Remove and count the rows where the mask is true."""
-        kept = self.rows.filter(pc.invert(is_bad))
-        if kept.num_rows < self.rows.num_rows:
-            self.report.dropped[reason] += self.rows.num_rows - kept.num_rows
-        self.rows = kept
-
-    def drop_empty(self, reason: str, *columns: str) -> None:
-        """Remove and count the rows where one of the columns is the empty string."""
-        for column in columns:
-            self.drop(reason, pc.equal(self[column], ""))
-
-    def look_up(self, column: str, concepts: _ConceptRows) -> None:
-        """Replace a column of CUIs by rows of the concepts table; unknown CUIs are removed and counted."""
-        rows = concepts.rows(self[column])
-        self.rows = self.rows.set_column(self.rows.column_names.index(column), column, pa.array(rows))
-        self.drop(UNKNOWN_CUI, pc.less(self[column], 0))
-
-
-class _ConceptRows:
-    """CUI -> row of the concepts table, for whole columns.
-
-    A binary search, because Arrow's `index_in` builds its hash table of all concepts again at every call, which for
-    the millions of concepts of a full UMLS costs seconds per batch.
-    """
-
-    def __init__(self, cuis: pa.Array) -> None:
-        self.cuis = _as_bytes(cuis)
-
-    def __len__(self) -> int:
-        return len(self.cuis)
-
-    def rows(self, column: pa.ChunkedArray) -> np.ndarray:
-        """[N] CUIs -> [N] int32 rows, -1 where the CUI is not a concept."""
-        wanted = _as_bytes(column)
-        rows = np.searchsorted(self.cuis, wanted).astype(np.int32)
-        found = self.cuis[np.minimum(rows, len(self) - 1)] == wanted
-        return np.where(found, rows, np.int32(-1))
-
-
-class _Reader:
-    """Reads the files of one UMLS folder and keeps a report of each."""
-
-    def __init__(self, umls: Path) -> None:
-        self.umls = umls
-        self.reports: dict[str, FileReport] = {}
-
-    def batches(self, file: rrf.RrfFile, columns: Sequence[str]) -> Iterator[_Batch]:
-        """Stream the columns of a file, with progress; the caller completes the file's report."""
-        report = FileReport(
-            input=describe_file(file.path) | {"file": file.path.name, "rows_listed": file.rows_listed},
-            rows=rrf.RowCounts(),
-        )
-        self.reports[file.name] = report
-        with progress(f"Reading {file.name}", total=file.rows_listed, unit="rows") as advance:
-            done = 0
-            for table in rrf.read_rows(file, columns, report.rows):
-                yield _Batch(table, report)
-                advance(report.rows.read - done)
-                done = report.rows.read
-            advance(report.rows.read - done)
 
 
 def build_kb(
@@ -175,7 +77,7 @@ def build_kb(
     if rrf.has_file(umls, "MRDEF.RRF"):
         mrdef = rrf.find_file(umls, "MRDEF.RRF", ("CUI", "SAB", "DEF", "SUPPRESS"))
 
-    reader = _Reader(umls)
+    reader = Reader()
     with atomic_folder(out, overwrite=overwrite) as folder:
         names, foreign_sources = _read_names(reader, conso, settings)
         preferred = names.filter(names["is_preferred"]).sort_by("cui")
@@ -236,7 +138,7 @@ def print_summary(manifest: dict[str, Any], out: Path) -> None:
             )
 
 
-def _read_names(reader: _Reader, file: rrf.RrfFile, settings: BuildSettings) -> tuple[pa.Table, set[str]]:
+def _read_names(reader: Reader, file: rrf.RrfFile, settings: BuildSettings) -> tuple[pa.Table, set[str]]:
     """MRCONSO -> the names table, and the sources that name concepts only in other languages.
 
     The preferred name of a concept is the one with TS=P, STT=PF and ISPREF=Y (UMLS Reference Manual). A concept
@@ -271,10 +173,10 @@ def _read_names(reader: _Reader, file: rrf.RrfFile, settings: BuildSettings) -> 
     return names.cast(knowledge_base.NAMES_SCHEMA), other_sources - english_sources
 
 
-def _read_semantic_types(reader: _Reader, file: rrf.RrfFile, cuis: pa.Array) -> tuple[pa.Array, pa.Array]:
+def _read_semantic_types(reader: Reader, file: rrf.RrfFile, cuis: pa.Array) -> tuple[pa.Array, pa.Array]:
     """MRSTY -> two parallel list columns aligned with `cuis`: TUIs, sorted, and their names."""
     kept = []
-    concepts = _ConceptRows(cuis)
+    concepts = ConceptRows(cuis)
     for batch in reader.batches(file, ("CUI", "TUI", "STY")):
         batch.drop_empty(EMPTY_TYPE, "TUI", "STY")
         batch.look_up("CUI", concepts)
@@ -293,7 +195,7 @@ def _read_semantic_types(reader: _Reader, file: rrf.RrfFile, cuis: pa.Array) -> 
 
 
 def _read_definitions(
-    reader: _Reader, file: rrf.RrfFile | None, cuis: pa.Array, foreign_sources: set[str], settings: BuildSettings
+    reader: Reader, file: rrf.RrfFile | None, cuis: pa.Array, foreign_sources: set[str], settings: BuildSettings
 ) -> pa.Array:
     """MRDEF -> one definition or null for each of `cuis`.
 
@@ -302,7 +204,7 @@ def _read_definitions(
     best: dict[int, tuple[int, str, str]] = {}
     if file is None:
         return pa.nulls(len(cuis), pa.string())
-    concepts, foreign = _ConceptRows(cuis), pa.array(sorted(foreign_sources), pa.string())
+    concepts, foreign = ConceptRows(cuis), pa.array(sorted(foreign_sources), pa.string())
     for batch in reader.batches(file, ("CUI", "SAB", "DEF", "SUPPRESS")):
         batch.trim("DEF")
         batch.drop(SUPPRESSED, pc.not_equal(batch["SUPPRESS"], settings.suppress))
@@ -320,13 +222,13 @@ def _read_definitions(
     return pa.array([best[row][-1] if row in best else None for row in range(len(cuis))], pa.string())
 
 
-def _read_triples(reader: _Reader, file: rrf.RrfFile, cuis: pa.Array, settings: BuildSettings) -> pa.Table:
+def _read_triples(reader: Reader, file: rrf.RrfFile, cuis: pa.Array, settings: BuildSettings) -> pa.Table:
     """MRREL -> the triples table. A row of MRREL reads "CUI2 RELA CUI1" (UMLS Reference Manual).
 
     Rows are held as numbers (rows of `cuis`, running numbers of relations), 12 bytes each, because a full UMLS has
     tens of millions of them.
     """
-    concepts = _ConceptRows(cuis)
+    concepts = ConceptRows(cuis)
     relation_code: dict[str, int] = {}
     kept = [np.empty((0, 3), np.int32)]
     for batch in reader.batches(file, ("CUI1", "CUI2", "RELA", "SUPPRESS")):
@@ -361,12 +263,7 @@ def _unique_rows(
     return pa.array(subjects), pa.array(relations), pa.array(objects)
 
 
-def _as_bytes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Strings as a NumPy array of fixed-width bytes, which sorts like the strings."""
-    return np.array(column.cast(pa.binary()).to_numpy(zero_copy_only=False), dtype=np.bytes_)
-
-
-def _weight(batch: _Batch, column: str, wanted: str, weight: int) -> pa.ChunkedArray:
+def _weight(batch: Batch, column: str, wanted: str, weight: int) -> pa.ChunkedArray:
     """0 where the column has the wanted value, else `weight`."""
     return pc.if_else(pc.equal(batch[column], wanted), pa.scalar(0, pa.int8()), pa.scalar(weight, pa.int8()))
 

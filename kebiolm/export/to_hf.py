@@ -21,6 +21,7 @@ from torch import Tensor
 from kebiolm.console import console, error_console, quiet_transformers
 from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
 from kebiolm.data.entity_vocab import EntityVocab
+from kebiolm.data.tokenizer import load_tokenizer
 from kebiolm.errors import UserError
 from kebiolm.export.consolidate import consolidate
 from kebiolm.export.model_card import FILE_NAME as MODEL_CARD_FILE
@@ -58,7 +59,7 @@ def export_checkpoint(path: Path, out: Path, *, overwrite: bool = False) -> Path
         # transformers writes it readable for its owner alone.
         (folder / WEIGHTS_FILE).chmod(0o644)
         _copy_texts(files, folder)
-        vocabulary = EntityVocab.load(folder / ENTITY_VOCAB_FILE)
+        vocabulary = _check_texts(folder, model.config)
         card = make_model_card(model.config, vocabulary, training, step=_step(checkpoint), title=out.name)
         (folder / MODEL_CARD_FILE).write_text(card, encoding="utf-8")
         check_reload(folder, model.state_dict())
@@ -130,6 +131,19 @@ def _copy_texts(files: Path, folder: Path) -> None:
     for file in sorted(files.iterdir()):
         if file.name != TRAINING_FILE and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
+
+
+def _check_texts(folder: Path, config: KeBioLMConfig) -> EntityVocab:
+    """Tokenizer and vocabulary must load and be as large as the model's tables; returns the vocabulary."""
+    vocabulary = EntityVocab.load(folder / ENTITY_VOCAB_FILE)
+    sizes = (
+        ("rows in the entity vocabulary", len(vocabulary), config.num_entities),
+        ("pieces in the tokenizer", len(load_tokenizer(folder)), config.vocab_size),
+    )
+    for what, size, expected in sizes:
+        if size != expected:
+            raise UserError(folder, got=f"{size} {what}", expected=f"{expected}, as in config.json", mend=_MEND)
+    return vocabulary
 
 
 def _attach_card(output: Path, card: Path) -> None:

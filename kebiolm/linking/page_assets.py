@@ -66,19 +66,23 @@ function hide() {
   if (open) { cardOf(open).classList.remove("open"); open.setAttribute("aria-expanded", "false"); }
   open = null; pinned = false;
 }
+function place() {
+  if (!open) return;
+  const card = cardOf(open), box = open.getClientRects()[0];
+  const width = document.documentElement.clientWidth, height = document.documentElement.clientHeight;
+  const below = box.bottom + 8, above = box.top - card.offsetHeight - 8;
+  const top = below + card.offsetHeight > height && above > 0 ? above : below;
+  card.style.left = Math.max(12, Math.min(box.left, width - card.offsetWidth - 12)) + scrollX + "px";
+  card.style.top = top + scrollY + "px";
+}
 function show(mention, pin) {
   clearTimeout(timer);
   if (open !== mention) {
     hide();
     open = mention;
-    const card = cardOf(mention), box = mention.getClientRects()[0];
     mention.setAttribute("aria-expanded", "true");
-    card.classList.add("open");
-    const width = document.documentElement.clientWidth, height = document.documentElement.clientHeight;
-    const below = box.bottom + 8, above = box.top - card.offsetHeight - 8;
-    const top = below + card.offsetHeight > height && above > 0 ? above : below;
-    card.style.left = Math.max(12, Math.min(box.left, width - card.offsetWidth - 12)) + scrollX + "px";
-    card.style.top = top + scrollY + "px";
+    cardOf(mention).classList.add("open");
+    place();
   }
   pinned = pinned || pin;
 }
@@ -103,7 +107,7 @@ for (const mention of document.querySelectorAll(".mention")) {
 }
 document.addEventListener("click", hide);
 document.addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
-addEventListener("resize", hide);
+addEventListener("resize", place);
 const wanted = document.getElementById(location.hash.slice(1));
 if (wanted && wanted.classList.contains("mention")) show(wanted, true);
 """

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from kebiolm.linking.linked_text import LinkedMention, LinkedText
@@ -27,7 +27,7 @@ def print_linked(texts: Sequence[LinkedText], console: Console) -> None:
     for number, text in enumerate(texts):
         if number:
             console.print()
-        console.print(Padding(_highlighted(text, colours), (0, 1)), soft_wrap=False, width=width)
+        console.print(Padding(_highlighted(text, colours), (0, 1, 1, 1)), soft_wrap=False, width=width)
         if text.mentions:
             console.print(_table(text, colours), soft_wrap=False, width=width)
         else:
@@ -42,11 +42,11 @@ def _highlighted(text: LinkedText, colours: Mapping[str, str]) -> Text:
 
 
 def _table(text: LinkedText, colours: Mapping[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("mention", ratio=3)
-    table.add_column("concept", ratio=4)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, padding=(0, 1), leading=1, header_style="dim")
+    table.add_column("mention", ratio=3, overflow="fold")
+    table.add_column("concept", ratio=4, overflow="fold")
     table.add_column("attention", no_wrap=True, min_width=_BAR_WIDTH + 5)
-    table.add_column("alternatives", ratio=5)
+    table.add_column("alternatives", ratio=5, overflow="fold")
     for mention in text.mentions:
         colour = colours[shown_type(mention)]
         table.add_row(
@@ -67,12 +67,11 @@ def _concept(mention: LinkedMention) -> Text:
     return Text.assemble(*parts)
 
 
-def _alternatives(mention: LinkedMention) -> Text:
-    lines = [
-        Text.assemble((f"{candidate.weight:.2f} ", "default"), (candidate.cui, "dim"), f" {candidate.name}".rstrip())
-        for candidate in mention.alternatives
-    ]
-    return Text("\n").join(lines)
+def _alternatives(mention: LinkedMention) -> Table:
+    lines = Table.grid("", "", Column(overflow="fold"), padding=(0, 1))
+    for candidate in mention.alternatives:
+        lines.add_row(f"{candidate.weight:.2f}", Text(candidate.cui, style="dim"), Text(candidate.name))
+    return lines
 
 
 def _bar(share: float) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from kebiolm.console import console
 from kebiolm.data.shard_format import PackedShards
+from kebiolm.data.tokenizer import check_tokenizer, load_tokenizer
 from kebiolm.errors import UserError
 from kebiolm.model import KeBioLMConfig, KeBioLMForPreTraining
 from kebiolm.model.from_bert import config_from_bert, load_bert_weights, load_entity_embeddings
@@ -60,18 +61,11 @@ def _make_config(config: PretrainConfig, shards: PackedShards) -> KeBioLMConfig:
     if section.init_from is None:
         return KeBioLMConfig(**fields, vocab_size=vocab_size)
 
+    check_tokenizer(load_tokenizer(section.init_from), shards.manifest, where=section.init_from)
     for name in _SIZES_OF_A_CHECKPOINT:
         _check_not_set(section, name)
         del fields[name]
-    bert_config = config_from_bert(section.init_from, **fields)
-    if bert_config.vocab_size != vocab_size:
-        raise UserError(
-            section.init_from,
-            got=f"a vocabulary of {bert_config.vocab_size} pieces",
-            expected=f"{vocab_size}, as the tokenizer of {config.shards}",
-            mend="pack the shards with the checkpoint's own tokenizer",
-        )
-    return bert_config
+    return config_from_bert(section.init_from, **fields)
 
 
 def _check_not_set(section: ModelSection, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from kebiolm.data.entity_vocab import EntityVocab
 from kebiolm.errors import UserError
@@ -87,7 +87,8 @@ def save_transe(path: Path, vectors: StartVectors, vocab: EntityVocab) -> None:
     # One metadata field: safetensors promises no order of several.
     metadata = {FORMAT: json.dumps(description, sort_keys=True, ensure_ascii=False)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        # Not `save_file`, which makes files that only their owner can read.
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_transe(path: Path | str, vocab: EntityVocab) -> StartVectors:

@@ -43,10 +43,12 @@ class TransESettings:
         """Raise a UserError that names every setting out of range."""
         counts = {"dim": self.dim, "epochs": self.epochs, "batch_size": self.batch_size, "negatives": self.negatives}
         bad = [f"{name} = {value}" for name, value in counts.items() if value < 1]
-        rates = {"learning_rate": self.learning_rate, "margin": self.margin}
-        bad += [f"{name} = {value}" for name, value in rates.items() if not (math.isfinite(value) and value > 0)]
+        if not 0 < self.learning_rate <= 1:
+            bad.append(f"learning_rate = {self.learning_rate}")
+        if not 0 < self.margin < math.inf:
+            bad.append(f"margin = {self.margin}")
         if bad:
-            expected = "counts of at least 1 and a positive learning rate and margin"
+            expected = "counts of at least 1, a learning rate in (0, 1] and a positive margin"
             raise UserError("TransE settings", got=", ".join(bad), expected=expected, mend="change these options")
 
 
@@ -152,6 +154,7 @@ def _step(
 def _finite_mean(loss_sum: torch.Tensor, count: int, settings: TransESettings) -> float:
     mean = loss_sum.item() / count
     if not math.isfinite(mean):
-        got, mend = f"a loss of {mean}", f"lower the learning rate (now {settings.learning_rate}) or the margin"
+        got = f"a loss of {mean}"
+        mend = f"lower the margin (now {settings.margin}) or the learning rate (now {settings.learning_rate})"
         raise UserError("TransE training", got=got, expected="a finite loss", mend=mend)
     return mean

@@ -79,8 +79,8 @@ def split_heldout(
     directions and of all relations, are held out together.
 
     Every held-out entity and relation also occurs in the training part: in a random order of the pairs, the first
-    pair of each entity and of each relation is kept for training; held-out pairs come from the rest. Where few pairs
-    are left (a tree has none), fewer triples are held out than asked for.
+    pair of each entity and of each relation is kept for training; held-out pairs come from the rest. Where too few
+    pairs are left (of a star none), fewer triples are held out than asked for.
 
     Args:
         triples: [n, 3] int64, distinct.

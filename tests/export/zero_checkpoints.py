@@ -135,8 +135,8 @@ def _write_model_files(config: KeBioLMConfig, vocabulary: EntityVocab, tokenizer
 
 def _save_expected(engine: Any, path: Path, rank: int) -> None:
     """Weights in full precision through DeepSpeed's own access to one weight at a time; every process takes part."""
-    from deepspeed.utils import safe_get_full_fp32_param
     from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
 
     weights = {}
     for name, parameter in engine.module.named_parameters():

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from kebiolm.errors import UserError
 from kebiolm.files import sha256_of_file
 from preprocessing.annotate import Annotator
-from preprocessing.annotate_job import AnnotationJob, UnitWorker, list_inputs, open_job
-from preprocessing.annotate_ray import MAX_ATTEMPTS, run_job, run_units
+from preprocessing.annotate_job import AnnotationJob, UnitWorker, close_job, list_inputs, open_job
+from preprocessing.annotate_ray import run_job, run_units
 from preprocessing.annotation_eval import evaluate, read_codes
 from preprocessing.annotation_store import AnnotatedCorpus, part_name
 from preprocessing.document import Document, Mention, Reject
@@ -53,6 +53,15 @@ def job(tmp_path: Path, small_kb: Path) -> AnnotationJob:
 
 def hashes(folder: Path) -> dict[str, str]:
     return {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())}
+
+
+def run_here(job: AnnotationJob) -> dict[str, Any]:
+    """Do a job in this process, without Ray."""
+    worker = UnitWorker(job, umask=0o022)
+    worker.load()
+    for unit in open_job(job, overwrite=False):
+        worker.run(unit, job.inputs[unit])
+    return close_job(job)
 
 
 def test_mentions_are_linked_where_they_stand(small_kb: Path) -> None:
@@ -102,7 +111,7 @@ def test_each_record_gives_one_in_order(small_kb: Path) -> None:
 def test_sample_against_its_gold(sample_dir: Path, sample_kb: Path, local_ray: None, tmp_path: Path) -> None:
     inputs = list_inputs([sample_dir / "pubmed"])
     job = AnnotationJob(inputs=inputs, kb=sample_kb, model="dictionary", out=tmp_path / "out")
-    manifest = run_job(job, workers=2)
+    manifest = run_job(job, workers=1)
     gold = list(read_gold(sample_dir / "gold.pubtator.txt"))
     assert manifest["counts"]["documents_out"] == len(gold)
     corpus = AnnotatedCorpus.load(job.out)
@@ -112,7 +121,7 @@ def test_sample_against_its_gold(sample_dir: Path, sample_kb: Path, local_ray: N
 
 
 def test_any_number_of_workers_gives_the_same_bytes(job: AnnotationJob, local_ray: None) -> None:
-    run_job(job, workers=1)
+    run_here(job)
     other = replace(job, out=job.out.with_name("two"))
     manifest = run_job(other, workers=2)
     assert hashes(job.out) == hashes(other.out)
@@ -129,8 +138,8 @@ def test_any_number_of_workers_gives_the_same_bytes(job: AnnotationJob, local_ra
     assert [reject.source for reject in corpus.iter_rejects()] == [f"{n}.jsonl:3" for n in range(4)]
 
 
-def test_a_rerun_makes_only_what_is_missing(job: AnnotationJob, local_ray: None) -> None:
-    run_job(job, workers=2)
+def test_a_rerun_makes_only_what_is_missing(job: AnnotationJob) -> None:
+    run_here(job)
     before = hashes(job.out)
     assert open_job(job, overwrite=False) == []
     (job.out / f"{part_name(1)}.json").unlink()
@@ -140,14 +149,12 @@ def test_a_rerun_makes_only_what_is_missing(job: AnnotationJob, local_ray: None)
     with pytest.raises(UserError, match="cut short"):
         AnnotatedCorpus.load(job.out)
     assert open_job(job, overwrite=False) == [1, 2]
-    times = {unit: (job.out / f"{part_name(unit)}.parquet").stat().st_mtime_ns for unit in (0, 3)}
-    run_job(job, workers=2)
+    run_here(job)
     assert hashes(job.out) == before
-    assert times == {unit: (job.out / f"{part_name(unit)}.parquet").stat().st_mtime_ns for unit in (0, 3)}
 
 
-def test_a_changed_job_is_refused_and_says_what_changed(job: AnnotationJob, local_ray: None) -> None:
-    run_job(job, workers=1)
+def test_a_changed_job_is_refused_and_says_what_changed(job: AnnotationJob) -> None:
+    run_here(job)
     with pytest.raises(UserError, match=r"settings.threshold: 0.85 -> 0.9; expected"):
         open_job(replace(job, threshold=0.9), overwrite=False)
     with pytest.raises(UserError, match=r"inputs: 4 -> 3 of them"):
@@ -156,14 +163,15 @@ def test_a_changed_job_is_refused_and_says_what_changed(job: AnnotationJob, loca
         file.write('{"id": "new", "text": "Aspirin."}\n')
     with pytest.raises(UserError, match=r"inputs\[1\].bytes.*inputs\[1\].sha256"):
         open_job(job, overwrite=False)
-    assert run_job(job, workers=1, overwrite=True)["counts"]["documents_in"] == 13
+    assert open_job(job, overwrite=True) == [0, 1, 2, 3]
+    assert run_here(job)["counts"]["documents_in"] == 13
 
 
-def test_ids_that_several_files_share_are_counted(tmp_path: Path, small_kb: Path, local_ray: None) -> None:
+def test_ids_that_several_files_share_are_counted(tmp_path: Path, small_kb: Path) -> None:
     inputs = write_inputs(tmp_path / "in", [["Aspirin."], ["Glycerol."]])
     inputs[1].write_bytes(inputs[0].read_bytes())
     job = AnnotationJob(inputs=inputs, kb=small_kb, model="dictionary", out=tmp_path / "out")
-    assert run_job(job, workers=1)["counts"]["ids_in_several_files"] == 1
+    assert run_here(job)["counts"]["ids_in_several_files"] == 1
 
 
 def test_a_foreign_folder_is_never_touched(job: AnnotationJob) -> None:
@@ -176,12 +184,12 @@ def test_a_foreign_folder_is_never_touched(job: AnnotationJob) -> None:
 
 
 def test_a_killed_worker_costs_nothing(job: AnnotationJob, local_ray: None) -> None:
-    run_job(job, workers=1)
-    expected, again = hashes(job.out), replace(job, out=job.out.with_name("killed"))
+    run_here(job)
+    again = replace(job, out=job.out.with_name("killed"))
     killed_before = job.out.with_name("killed_before")
 
     class Killed(UnitWorker):
-        """Dies once, by SIGKILL, in the middle of its second unit."""
+        """Dies once, by SIGKILL, in the middle of the job."""
 
         def run(self, unit: int, path: Path) -> dict[str, Any]:
             if unit == 1 and not killed_before.exists():
@@ -189,60 +197,59 @@ def test_a_killed_worker_costs_nothing(job: AnnotationJob, local_ray: None) -> N
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().run(unit, path)
 
-    units = dict(enumerate(again.inputs))
     open_job(again, overwrite=False)
-    assert run_units(again, units, workers=2, worker_class=Killed) == 12
+    assert run_units(dict(enumerate(again.inputs)), Killed, (again, 0o022), workers=2) == 12
     assert killed_before.exists()
-    run_job(again, workers=1)
-    assert hashes(again.out) == expected
+    close_job(again)
+    assert hashes(again.out) == hashes(job.out)
 
 
-def test_a_file_that_always_fails_makes_the_job_fail_at_its_end(job: AnnotationJob, local_ray: None) -> None:
-    attempts = job.out.with_name("attempts")
-    attempts.mkdir()
-
-    class Poisoned(UnitWorker):
+def test_a_file_that_always_fails_makes_the_job_fail_at_its_end(tmp_path: Path, local_ray: None) -> None:
+    class Poisoned:
         """Unit 0 kills the process each time, unit 1 raises."""
 
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def load(self) -> None:
+            pass
+
         def run(self, unit: int, path: Path) -> dict[str, Any]:
-            (attempts / f"{unit}-{os.getpid()}-{len(list(attempts.iterdir()))}").touch()
+            (self.folder / f"{unit}-{len(list(self.folder.iterdir()))}").touch()
             if unit == 0:
                 os._exit(139)
             if unit == 1:
                 raise RuntimeError("bad disk")
-            return super().run(unit, path)
+            return {"counts": {"documents_in": 1}}
 
-    open_job(job, overwrite=False)
+    units = {unit: Path(f"{unit}.jsonl") for unit in range(4)}
     with pytest.raises(UserError, match=r"2 of 4 files.*0.jsonl \(its worker died.*1.jsonl \(RuntimeError: bad disk\)"):
-        run_units(job, dict(enumerate(job.inputs)), workers=2, worker_class=Poisoned)
-    made = [file.name.split("-")[0] for file in attempts.iterdir()]
-    assert [made.count(unit) for unit in "0123"] == [MAX_ATTEMPTS, MAX_ATTEMPTS, 1, 1]
-    assert open_job(job, overwrite=False) == [0, 1]
-    with pytest.raises(UserError, match="no such file"):
-        AnnotatedCorpus.load(job.out)
+        run_units(units, Poisoned, (tmp_path,), workers=2)
+    made = [file.name[0] for file in tmp_path.iterdir()]
+    assert [made.count(unit) for unit in "0123"] == [3, 3, 1, 1]
 
 
-def test_a_worker_that_cannot_load_ends_the_job(job: AnnotationJob, local_ray: None) -> None:
-    class Unloadable(UnitWorker):
+def test_a_worker_that_cannot_load_ends_the_job(local_ray: None) -> None:
+    class Unloadable:
         def load(self) -> None:
             raise UserError("model", got="nothing", expected="a model", mend="get one")
 
-    class Dying(UnitWorker):
+    class Dying:
         def load(self) -> None:
             os._exit(1)
 
-    open_job(job, overwrite=False)
+    units = {0: Path("0.jsonl")}
     with pytest.raises(UserError, match="get one"):
-        run_units(job, {0: job.inputs[0]}, workers=1, worker_class=Unloadable)
+        run_units(units, Unloadable, (), workers=1)
     with pytest.raises(UserError, match="workers that failed to load"):
-        run_units(job, {0: job.inputs[0]}, workers=1, worker_class=Dying)
+        run_units(units, Dying, (), workers=1)
 
 
 def test_command_line(job: AnnotationJob, local_ray: None, tmp_path: Path) -> None:
     from kebiolm.cli import app
 
     call = ["annotate", str(tmp_path / "in"), "--kb", str(job.kb), "--model", "dictionary", "--out", str(job.out)]
-    result = CliRunner().invoke(app, [*call, "--workers", "2"])
+    result = CliRunner().invoke(app, call)
     assert result.exit_code == 0, result.output
     for text in ("documents in", "12", "empty-abstract", "abstracts/s"):
         assert text in result.output

@@ -14,6 +14,7 @@ from kebiolm.files import sha256_of_file
 from preprocessing import build_kb as build
 from preprocessing import rrf
 from preprocessing.build_kb import build_kb
+from preprocessing.rrf_batches import UNKNOWN_CUI
 
 CONSO = rrf.STANDARD_COLUMNS["MRCONSO.RRF"].split(",")
 REL = rrf.STANDARD_COLUMNS["MRREL.RRF"].split(",")
@@ -116,11 +117,11 @@ def test_tables_and_every_count(tiny_umls: Path, tmp_path: Path) -> None:
         build.EMPTY_RELA: 1,
         build.SELF_LOOP: 1,
         build.SUPPRESSED: 1,
-        build.UNKNOWN_CUI: 1,
+        UNKNOWN_CUI: 1,
     }
     # The first row of MRSTY has one field too many.
     assert rows["MRSTY.RRF"]["rejected"] == {rrf.WRONG_FIELD_COUNT: 1}
-    assert rows["MRSTY.RRF"]["dropped"] == {build.UNKNOWN_CUI: 1}
+    assert rows["MRSTY.RRF"]["dropped"] == {UNKNOWN_CUI: 1}
     assert manifest["reject_examples"] == [{"file": "MRSTY.RRF", "line": 1, "reason": rrf.WRONG_FIELD_COUNT}]
     assert rows["MRDEF.RRF"]["dropped"] == {
         build.SPARE_DEFINITION: 1,
