@@ -149,6 +149,7 @@ class _Pool:
         self._units, self._waiting = units, deque(sorted(units))
         self._max_attempts, self._attempts = max_attempts, Counter[int]()
         self._failed_starts = 0
+        self._actors: list[Any] = []
         self._under_way: dict[Any, tuple[Any, int | None]] = {}  # Ray's reference -> (actor, unit; None while it loads)
         actor_class = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(worker_class)
         self._new_actor = lambda: actor_class.remote(*arguments)
@@ -156,31 +157,44 @@ class _Pool:
 
     def run(self, workers: int) -> Iterator[dict[str, Any]]:
         """Do all units; yields the manifest of each as it is done, in any order."""
-        for _ in range(workers):
-            self._start_worker()
-        while self._under_way:
-            only_loading = all(unit is None for _, unit in self._under_way.values())
-            ready, _ = ray.wait(list(self._under_way), timeout=START_TIMEOUT_S if only_loading else None)
-            if not ready:
-                raise _cannot_start(f"no worker that was ready after {START_TIMEOUT_S:.0f} s")
-            actor, unit = self._under_way.pop(ready[0])
-            try:
-                manifest = ray.get(ready[0])
-            except RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                actor = actor if unit is not None else None  # one that could not load cannot work
-                self._count_failure(unit, f"{type(error.cause).__name__}: {error.cause}")
-            except RayError as error:
-                actor = None
-                self._count_failure(unit, f"its worker died: {str(error).splitlines()[0]}")
-            else:
-                if unit is not None:
+        try:
+            for _ in range(workers):
+                self._start_worker()
+            while self._under_way:
+                manifest = self._next_result()
+                if manifest is not None:
                     yield manifest
-            self._give_work(actor)
+        finally:
+            # A cluster that is shared gets its CPUs back at once, not when Ray notices that nobody needs these actors.
+            for actor in self._actors:
+                ray.kill(actor)
+
+    def _next_result(self) -> dict[str, Any] | None:
+        """Wait until a call ends and give its actor the next unit; the manifest of a unit that is done, else None."""
+        only_loading = all(unit is None for _, unit in self._under_way.values())
+        ready, _ = ray.wait(list(self._under_way), timeout=START_TIMEOUT_S if only_loading else None)
+        if not ready:
+            raise _cannot_start(f"no worker that was ready after {START_TIMEOUT_S:.0f} s")
+        actor, unit = self._under_way.pop(ready[0])
+        manifest = None
+        try:
+            manifest = ray.get(ready[0])
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            if unit is None:  # it could not load: it cannot work, and would only keep its CPU from the next
+                ray.kill(actor)
+                actor = None
+            self._count_failure(unit, f"{type(error.cause).__name__}: {error.cause}")
+        except RayError as error:
+            actor = None
+            self._count_failure(unit, f"its worker died: {str(error).splitlines()[0]}")
+        self._give_work(actor)
+        return manifest
 
     def _start_worker(self) -> None:
         actor = self._new_actor()
+        self._actors.append(actor)
         self._under_way[actor.load.remote()] = (actor, None)
 
     def _give_work(self, actor: Any | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
@@ -18,6 +18,8 @@ _BAR_WIDTH = 8
 _PARTS_OF_A_CELL = " ▏▎▍▌▋▊▉"
 # A log file has no width of its own, and the 80 columns that are assumed there cut names short.
 _WIDTH_WITHOUT_TERMINAL = 120
+# From this width on, alternatives have a column to themselves; below, they stand under their concept.
+_WIDE = 100
 
 
 def print_linked(texts: Sequence[LinkedText], console: Console) -> None:
@@ -29,7 +31,7 @@ def print_linked(texts: Sequence[LinkedText], console: Console) -> None:
             console.print()
         console.print(Padding(_highlighted(text, colours), (0, 1, 1, 1)), soft_wrap=False, width=width)
         if text.mentions:
-            console.print(_table(text, colours), soft_wrap=False, width=width)
+            console.print(_table(text, colours, is_wide=width >= _WIDE), soft_wrap=False, width=width)
         else:
             console.print(" no mention detected", style="dim")
 
@@ -41,30 +43,30 @@ def _highlighted(text: LinkedText, colours: Mapping[str, str]) -> Text:
     return shown
 
 
-def _table(text: LinkedText, colours: Mapping[str, str]) -> Table:
+def _table(text: LinkedText, colours: Mapping[str, str], *, is_wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, padding=(0, 1), leading=1, header_style="dim")
     table.add_column("mention", ratio=3, overflow="fold")
-    table.add_column("concept", ratio=4, overflow="fold")
+    table.add_column("concept" if is_wide else "concept and alternatives", ratio=5, overflow="fold")
     table.add_column("attention", no_wrap=True, min_width=_BAR_WIDTH + 5)
-    table.add_column("alternatives", ratio=5, overflow="fold")
+    if is_wide:
+        table.add_column("alternatives", ratio=6, overflow="fold")
     for mention in text.mentions:
         colour = colours[shown_type(mention)]
-        table.add_row(
+        concept, alternatives = _concept(mention), _alternatives(mention)
+        cells = [
             Text.assemble((mention.text, f"bold {colour}"), (f"\n{mention.start}-{mention.end}", "dim")),
-            _concept(mention),
+            concept if is_wide else Group(concept, alternatives),
             Text.assemble((_bar(mention.score), colour), f" {mention.score:.2f}"),
-            _alternatives(mention),
-        )
+        ]
+        table.add_row(*cells, *([alternatives] if is_wide else []))
     return table
 
 
 def _concept(mention: LinkedMention) -> Text:
-    parts: list[str | tuple[str, str]] = [(mention.cui, "bold")]
-    if mention.name:
-        parts.append(f" {mention.name}")
+    shown = Text.assemble((mention.cui, "bold"), f" {mention.name}")
     if mention.semantic_types:
-        parts.append(("\n" + ", ".join(mention.semantic_types), "dim"))
-    return Text.assemble(*parts)
+        shown.append("\n" + ", ".join(mention.semantic_types), "dim")
+    return shown
 
 
 def _alternatives(mention: LinkedMention) -> Table:

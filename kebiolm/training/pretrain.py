@@ -13,15 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 
 from kebiolm.console import USER_ERROR_STATUS, console, error_console, exit_with_user_error, progress
 from kebiolm.data.collator import PretrainingCollator
 from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
+from kebiolm.data.entity_vocab import NIL_ROW
 from kebiolm.data.loader import PretrainingLoader, evaluation_batches
 from kebiolm.data.masking import MaskingSettings
-from kebiolm.data.shard_format import PackedShards
+from kebiolm.data.shard_format import PackedShards, ShardSplit
 from kebiolm.errors import UserError
 from kebiolm.files import sha256_of_file, sha256_of_json, write_json
 from kebiolm.training.checkpoint import resume_step
@@ -106,7 +108,7 @@ def pretrain(config: PretrainConfig) -> None:
     finally:
         metric_log.close()
         sender.finish(status)
-    _print_summary(config, sender.tracking_uri)
+    _print_summary(config, shards, sender.tracking_uri)
 
 
 def _make_collator(config: PretrainConfig, shards: PackedShards) -> PretrainingCollator:
@@ -178,7 +180,7 @@ def _write_model_files(config: PretrainConfig, shards: PackedShards, model: Any,
     )
 
 
-def _print_summary(config: PretrainConfig, uri: str) -> None:
+def _print_summary(config: PretrainConfig, shards: PackedShards, uri: str) -> None:
     """Losses before and after, read back from the run's own records, and where everything is."""
     records = [record for record in read_records(config.output / RECORDS) if record["kind"] == "heldout"]
     if records:
@@ -187,10 +189,20 @@ def _print_summary(config: PretrainConfig, uri: str) -> None:
         for name, value in last["metrics"].items():
             table.add_row(name.replace("_", " "), f"{first['metrics'][name]:.4f}", f"{value:.4f}")
         console.print(table)
+        console.print(
+            f"the most frequent entity is {_most_frequent_entity_share(shards.heldout):.1%} of held-out mentions"
+        )
     console.print(f"checkpoints   {config.output / 'checkpoints'}")
     console.print(f"figures       {config.output / RECORDS}")
     opening = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
     console.print(f"MLflow        {opening}")
+
+
+def _most_frequent_entity_share(split: ShardSplit) -> float:
+    """What a linker would reach that always answers with the same, best entity: the figure to beat."""
+    rows = np.concatenate([sequence.mention_entities for sequence in split])
+    linked = rows[rows != NIL_ROW]
+    return float(np.unique(linked, return_counts=True)[1].max() / len(linked)) if len(linked) else 0.0
 
 
 if __name__ == "__main__":

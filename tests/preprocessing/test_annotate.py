@@ -238,11 +238,17 @@ def test_a_worker_that_cannot_load_ends_the_job(local_ray: None) -> None:
         def load(self) -> None:
             os._exit(1)
 
+    class Broken:
+        def load(self) -> None:
+            raise RuntimeError("no memory")
+
     units = {0: Path("0.jsonl")}
     with pytest.raises(UserError, match="get one"):
         run_units(units, Unloadable, (), workers=1)
     with pytest.raises(UserError, match="workers that failed to load"):
-        run_units(units, Dying, (), workers=1)
+        run_units(units, Dying, (), workers=2)
+    with pytest.raises(UserError, match="RuntimeError: no memory"):
+        run_units({0: Path("0.jsonl"), 1: Path("1.jsonl")}, Broken, (), workers=2)
 
 
 def test_command_line(job: AnnotationJob, local_ray: None, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_all_figures_arrive_once(
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         sync_run(tmp_path / "absent")
-    with pytest.raises(UserError, match="metrics.jsonl: got no such file"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: got no such file"):
         sync_run(tmp_path)
 
 
