@@ -30,16 +30,8 @@ def make_initial_model(config: PretrainConfig, shards: PackedShards, *, say: boo
     Raises:
         UserError: the checkpoint, the vectors and the shards do not fit together.
     """
-    model_config = _make_config(config, shards)
-    if shards.max_length > model_config.max_position_embeddings:
-        raise UserError(
-            config.shards,
-            got=f"sequences of {shards.max_length} pieces",
-            expected=f"at most {model_config.max_position_embeddings} (max_position_embeddings)",
-            mend="pack again with a smaller --max-length",
-        )
     torch.manual_seed(config.seed)
-    model = KeBioLMForPreTraining(model_config)
+    model = KeBioLMForPreTraining(_make_config(config, shards))
     if config.model.init_from:
         report = load_bert_weights(model, config.model.init_from)
         if say:
@@ -59,13 +51,22 @@ def _make_config(config: PretrainConfig, shards: PackedShards) -> KeBioLMConfig:
     }
     vocab_size = shards.manifest["tokenizer"]["vocab_size"]
     if section.init_from is None:
-        return KeBioLMConfig(**fields, vocab_size=vocab_size)
+        # No more positions than will be trained: a longer text would meet random ones.
+        return KeBioLMConfig(**fields, vocab_size=vocab_size, max_position_embeddings=shards.max_length)
 
     check_tokenizer(load_tokenizer(section.init_from), shards.manifest, where=section.init_from)
     for name in _SIZES_OF_A_CHECKPOINT:
         _check_not_set(section, name)
         del fields[name]
-    return config_from_bert(section.init_from, **fields)
+    model_config = config_from_bert(section.init_from, **fields)
+    if shards.max_length > model_config.max_position_embeddings:
+        raise UserError(
+            config.shards,
+            got=f"sequences of {shards.max_length} pieces",
+            expected=f"at most {model_config.max_position_embeddings}, as {section.init_from} has positions",
+            mend="pack again with a smaller --max-length",
+        )
+    return model_config
 
 
 def _check_not_set(section: ModelSection, name: str) -> None:

@@ -91,6 +91,7 @@ def describe_run(
         return
     described = {
         "run_id": None,
+        "final_status": "FINISHED",
         "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri,
         "experiment": experiment,
         "run_name": run_name,
@@ -149,6 +150,7 @@ class MlflowSender(threading.Thread):
         self._stop_requested.set()
         self.join(_SECONDS_AT_THE_END + 10.0)
         if self.is_alive() or self.last_error:
+            write_json(self.output / RUN, _described(self.output) | {"final_status": status})
             error_console.print(
                 f"[yellow]MLflow at {self.tracking_uri} was not reached ({self.last_error or 'no answer'}); "
                 f"nothing is lost:[/] run `kebiolm track sync {self.output}` when it answers"
@@ -166,7 +168,7 @@ def sync_records(output: Path) -> int:
     total = 0
     while sent := _deliver_some(client, run_id, output):
         total += sent
-    client.set_terminated(run_id)
+    client.set_terminated(run_id, _described(output)["final_status"])
     return total
 
 
@@ -197,13 +199,27 @@ def _open_run(output: Path) -> tuple[Any, str]:
         client.update_run(run_id, status="RUNNING")
         return client, run_id
     experiment = client.get_experiment_by_name(described["experiment"])
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(described["experiment"])
+    if experiment:
+        experiment_id = experiment.experiment_id
+    else:
+        experiment_id = client.create_experiment(described["experiment"], _artifacts_beside(described["tracking_uri"]))
     run_id = client.create_run(experiment_id, run_name=described["run_name"]).info.run_id
     client.log_batch(run_id, params=[Param(key, value) for key, value in described["parameters"].items()])
     for artifact in described["artifacts"]:
         client.log_artifact(run_id, str(output / artifact))
     write_json(output / RUN, described | {"run_id": run_id})
     return client, run_id
+
+
+def _artifacts_beside(uri: str) -> str | None:
+    """Where files go: beside a local database rather than in the folder that the command happens to run in.
+
+    Returns:
+        None for a server, which knows its own place.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
 
 
 def _make_client(uri: str) -> Any:

@@ -30,6 +30,8 @@ class RowAdam:
     not negligible only where the root of v is below some 1e-7, is let fade with v in the skipped steps. And a
     `project` is applied once to the sum of the skipped steps, not after each of them.
 
+    Memory: three tables (value, first and second moment), as dense Adam less the gradient.
+
     Args:
         table: [rows, dim] float32 values at the start; copied.
         learning_rate: lr, the same at all steps.
@@ -95,8 +97,11 @@ class RowAdam:
 
     def table(self, *, chunk_rows: int = 1 << 16) -> torch.Tensor:
         """All values after all steps so far: [rows, dim] float32, a copy."""
-        rows = torch.arange(len(self._state), device=self._state.device)
-        return torch.cat([self._current_state(chunk)[:, 0] for chunk in rows.split(chunk_rows)])
+        count, _, dim = self._state.shape
+        table = self._state.new_empty(count, dim)
+        for rows in torch.arange(count, device=table.device).split(chunk_rows):
+            table[rows] = self._current_state(rows)[:, 0]
+        return table
 
     def _current_state(self, rows: torch.Tensor) -> torch.Tensor:
         """A copy of the rows' state [n, 3, dim] with the steps between each row's last one and now made up for."""

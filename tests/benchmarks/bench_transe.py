@@ -278,9 +278,10 @@ def report(speed: dict, quality: dict, machine: dict[str, object]) -> str:
         )
     lines += ["", "## Quality", ""]
     lines += [
-        f"Knowledge base {quality['knowledge_base']}: {quality['triples_used']:,} triples, {quality['triples_heldout']:,} held out (both directions of a pair "
-        f"together), {quality['num_entities']:,} entities, {quality['num_relations']} relations, {SETTINGS.epochs} "
-        f"epochs, {len(scores['ours']['mrr'])} seeds; filtered ranks, realistic ties.",
+        f"Knowledge base {quality['knowledge_base']}: {quality['triples_used']:,} triples, "
+        f"{quality['triples_heldout']:,} held out (both directions of a pair together), "
+        f"{quality['num_entities']:,} entities, {quality['num_relations']} relations, {SETTINGS.epochs} epochs, "
+        f"{len(scores['ours']['mrr'])} seeds; filtered ranks, realistic ties.",
         "",
         "| | MRR of each seed | mean MRR | difference to PyKEEN (standard error) | mean Hits@10 |",
         "| --- | --- | --- | --- | --- |",

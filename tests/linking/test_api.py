@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +97,15 @@ def test_lone_surrogates_keep_positions(kebiolm: KeBioLM) -> None:
     (linked,) = kebiolm.link(["\ud800 pain"])
     assert linked.text == "\ufffd pain"
     assert [(m.start, m.end) for m in linked.mentions] == [(2, 6)]
+
+
+def test_released_semantics_has_no_filled_up_mentions(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"semantics": "released"}))
+    texts = ["Aspirin pain", "the", "", "severe headache"]
+    linked = KeBioLM.from_pretrained(folder, device="cpu").link(texts)
+    assert [[m.text for m in one.mentions] for one in linked] == [["Aspirin", "pain"], [], [], ["headache"]]
 
 
 def test_one_string_is_not_a_list_of_texts(kebiolm: KeBioLM) -> None:

@@ -75,6 +75,7 @@ def test_local_database_gets_every_record_and_the_same_run_goes_on(tmp_path: Pat
     card = tmp_path / "card.md"
     card.write_text("x")
     log_artifact(tmp_path, card)
+    assert list((tmp_path / "mlartifacts").rglob("card.md"))
     assert [file.path for file in MlflowClient(uri).list_artifacts(run_id)] == ["card.md"]
 
 
@@ -109,6 +110,7 @@ def test_server_that_is_down_costs_nothing_and_loses_nothing(
         assert sync_records(tmp_path) == 200
         run_id = run_id_of(tmp_path)
         assert history(uri, run_id, "train/loss") == [(step, float(step)) for step in range(200)]
+        assert MlflowClient(uri).get_run(run_id).info.status == "FAILED"
         assert sync_records(tmp_path) == 0
     finally:
         server.terminate()
