@@ -35,7 +35,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, overwrite: bool, mend: str = "choose another --out or give --overwrite") -> Iterator[Path]:
+def atomic_folder(
+    path: Path, *, overwrite: bool, mend: str = "choose another --out or give --overwrite"
+) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on a clean exit it becomes `path`, on an exception it is removed.
 
     Raises:
@@ -91,7 +93,8 @@ def read_manifest(folder: Path, kind: str, version: int, *, made_by: str) -> dic
         raise UserError(path, got=f"text that is not JSON ({error})", expected="a manifest", mend=mend) from None
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
     if found != (kind, version):
-        raise UserError(path, got=f"format {found[0]} version {found[1]}", expected=f"{kind} version {version}", mend=mend)
+        got, expected = f"format {found[0]} version {found[1]}", f"{kind} version {version}"
+        raise UserError(path, got=got, expected=expected, mend=mend)
     return manifest
 
 
