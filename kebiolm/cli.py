@@ -25,6 +25,10 @@ def main() -> None:
         app()
     except UserError as error:
         exit_with_user_error(error)
+    except OSError as error:
+        mend = "check the path, its permissions and the free space"
+        where = error.filename or "file system"
+        exit_with_user_error(UserError(where, got=error.strerror or error, expected="access to it", mend=mend))
 
 
 kb_app = typer.Typer(help="Build a knowledge base from UMLS files.", no_args_is_help=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from preprocessing.annotate_job import AnnotationJob, UnitWorker, close_job, ope
 MAX_FAILED_STARTS = 3
 # A large model on a cold disk loads in a minute or two; a pool that does not start in this time never will.
 START_TIMEOUT_S = 600.0
+CONNECT_TIMEOUT_S = 10.0
 
 # Units are paths and results are counts: Ray's shared memory, 30% of the machine by default, stays nearly unused.
 _OBJECT_STORE_BYTES = 100 << 20
@@ -78,6 +80,8 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address:
+        _check_address(address)
     # Every actor holds one CPU and nothing else of the job needs one, so a local pool can never wait for itself.
     local = {"num_cpus": workers, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -218,6 +222,18 @@ class _Pool:
             self._waiting.append(unit)
         else:
             self.failed[unit] = reason
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # a name that Ray resolves, such as "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        mend = "start Ray there, or leave --ray-address out"
+        raise UserError(f"--ray-address {address}", got=error, expected="a running Ray cluster", mend=mend) from None
 
 
 def _cannot_start(got: str) -> UserError:

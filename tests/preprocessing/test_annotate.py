@@ -17,7 +17,7 @@ from kebiolm.errors import UserError
 from kebiolm.files import sha256_of_file
 from preprocessing.annotate import Annotator
 from preprocessing.annotate_job import AnnotationJob, UnitWorker, close_job, list_inputs, open_job
-from preprocessing.annotate_ray import run_job, run_units
+from preprocessing.annotate_ray import ray_session, run_job, run_units
 from preprocessing.annotation_eval import evaluate, read_codes
 from preprocessing.annotation_store import AnnotatedCorpus, part_name
 from preprocessing.document import Document, Mention, Reject
@@ -277,6 +277,12 @@ def test_mistakes_are_told_before_any_work(job: AnnotationJob, change: dict[str,
         open_job(replace(changed, inputs=list_inputs(changed.inputs)), overwrite=False)
     assert "\n" not in str(error.value)
     assert not job.out.exists()
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UserError, match="--ray-address 127.0.0.1:1: .*refused"), ray_session("127.0.0.1:1", workers=1):
+        pass
 
 
 def test_inputs_are_files_once_each(job: AnnotationJob, tmp_path: Path) -> None:
