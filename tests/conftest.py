@@ -66,19 +66,23 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_annotated_folder(folder: Path, documents: Iterable[Document]) -> Path:
+    """Write documents as a finished annotated folder of one unit; returns the folder."""
+    unit = write_unit(folder, 0, documents, dict)
+    counts = {**unit["counts"], "units": 1}
+    manifest = {"format": FORMAT, "version": VERSION, "counts": counts, "files": unit["files"]}
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
 @pytest.fixture
 def write_annotated(tmp_path: Path) -> Callable[[Iterable[Document]], Path]:
-    """Writes documents as a finished annotated folder of one unit; returns the folder."""
+    """Writes documents as a finished annotated folder; returns the folder."""
 
     def write(documents: Iterable[Document]) -> Path:
         folder = tmp_path / "annotated"
         folder.mkdir()
-        unit = write_unit(folder, 0, documents, dict)
-        counts = {**unit["counts"], "units": 1}
-        write_json(
-            folder / "manifest.json", {"format": FORMAT, "version": VERSION, "counts": counts, "files": unit["files"]}
-        )
-        return folder
+        return write_annotated_folder(folder, documents)
 
     return write
 
@@ -90,7 +94,6 @@ def sample_shards(sample_dir: Path, sample_kb: Path, tmp_path_factory: pytest.Te
     from preprocessing.pack import PackSettings, pack
     from preprocessing.sources.pubtator import read_gold
 
-    annotated = tmp_path_factory.mktemp("sample_annotated")
     documents = [
         Document(
             doc_id=gold.doc_id,
@@ -99,11 +102,7 @@ def sample_shards(sample_dir: Path, sample_kb: Path, tmp_path_factory: pytest.Te
         )
         for gold in read_gold(sample_dir / "gold.pubtator.txt")
     ]
-    unit = write_unit(annotated, 0, documents, dict)
-    counts = {**unit["counts"], "units": 1}
-    write_json(
-        annotated / "manifest.json", {"format": FORMAT, "version": VERSION, "counts": counts, "files": unit["files"]}
-    )
+    annotated = write_annotated_folder(tmp_path_factory.mktemp("sample_annotated"), documents)
     shards = tmp_path_factory.mktemp("sample_shards") / "shards"
     settings = PackSettings(max_length=128, heldout=0.1)
     pack(annotated, sample_dir / "tokenizer", shards, settings=settings, knowledge_base=sample_kb)
