@@ -34,7 +34,7 @@ def main() -> None:
 kb_app = typer.Typer(help="Build a knowledge base from UMLS files.", no_args_is_help=True)
 shards_app = typer.Typer(help="Look into packed training shards.", no_args_is_help=True)
 app.add_typer(kb_app, name="kb")
-track_app = typer.Typer(help="Deliver a run's figures to MLflow.", no_args_is_help=True)
+track_app = typer.Typer(help="Look at a run; deliver its figures to MLflow.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(track_app, name="track")
 
@@ -209,6 +209,16 @@ def pretrain(
     from kebiolm.training.pretrain import pretrain as run
 
     run(load_config(config, overrides or []))
+
+
+@track_app.command("show")
+def track_show(
+    output: Annotated[Path, typer.Argument(help="Output folder of `kebiolm pretrain`.")],
+) -> None:
+    """Print a run's held-out figures before and after, and where its checkpoints and MLflow page are."""
+    from kebiolm.training.summary import print_summary
+
+    print_summary(output)
 
 
 @track_app.command("sync")

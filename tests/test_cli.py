@@ -15,7 +15,7 @@ from kebiolm.cli import app, main
 from tests.training.launch import DEBUG_RECIPE
 
 COMMANDS = ["kb build", "sample", "annotate", "annotate-eval", "pack", "shards show", "transe", "pretrain"]
-COMMANDS += ["track sync", "export", "link"]
+COMMANDS += ["track show", "track sync", "export", "link"]
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from kebiolm.console import USER_ERROR_STATUS, console, error_console, exit_with_user_error, progress
 from kebiolm.data.collator import PretrainingCollator
@@ -31,6 +30,7 @@ from kebiolm.training.config import PretrainConfig, load_config
 from kebiolm.training.deepspeed_engine import init_distributed, load_deepspeed_settings, make_engine
 from kebiolm.training.initial_model import make_initial_model
 from kebiolm.training.run_folder import CONFIG_FILE, claim_run_folder
+from kebiolm.training.summary import BASELINE, print_summary
 from kebiolm.training.tracking import RECORDS, MetricLog, MlflowSender, describe_run, read_records
 from kebiolm.training.trainer import Trainer
 
@@ -93,6 +93,7 @@ def pretrain(config: PretrainConfig) -> None:
         return
     parameters = config.flat() | {"run.world_size": world_size, "run.steps_total": loader.steps_total}
     parameters |= {"shards.fingerprint": shards.fingerprint, "deepspeed.settings": settings}
+    parameters[BASELINE] = _most_frequent_entity_share(shards.heldout)
     sender = _start_sender(config, parameters)
     status = "FAILED"
     try:
@@ -108,7 +109,7 @@ def pretrain(config: PretrainConfig) -> None:
     finally:
         metric_log.close()
         sender.finish(status)
-    _print_summary(config, shards, sender.tracking_uri)
+    print_summary(config.output)
 
 
 def _make_collator(config: PretrainConfig, shards: PackedShards) -> PretrainingCollator:
@@ -180,27 +181,9 @@ def _write_model_files(config: PretrainConfig, shards: PackedShards, model: Any,
     )
 
 
-def _print_summary(config: PretrainConfig, shards: PackedShards, uri: str) -> None:
-    """Losses before and after, read back from the run's own records, and where everything is."""
-    records = [record for record in read_records(config.output / RECORDS) if record["kind"] == "heldout"]
-    if records:
-        first, last = records[0], records[-1]
-        table = Table("held out", f"step {first['step']}", f"step {last['step']}", title="Before and after")
-        for name, value in last["metrics"].items():
-            table.add_row(name.replace("_", " "), f"{first['metrics'][name]:.4f}", f"{value:.4f}")
-        console.print(table)
-        console.print(
-            f"the most frequent entity is {_most_frequent_entity_share(shards.heldout):.1%} of held-out mentions"
-        )
-    console.print(f"checkpoints   {config.output / 'checkpoints'}")
-    console.print(f"figures       {config.output / RECORDS}")
-    opening = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
-    console.print(f"MLflow        {opening}")
-
-
 def _most_frequent_entity_share(split: ShardSplit) -> float:
     """What a linker would reach that always answers with the same, best entity: the figure to beat."""
-    rows = np.concatenate([sequence.mention_entities for sequence in split])
+    rows = np.concatenate([np.zeros(0, dtype=np.int32), *(sequence.mention_entities for sequence in split)])
     linked = rows[rows != NIL_ROW]
     return float(np.unique(linked, return_counts=True)[1].max() / len(linked)) if len(linked) else 0.0
 

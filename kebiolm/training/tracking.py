@@ -111,7 +111,7 @@ class MlflowSender(threading.Thread):
     def __init__(self, output: Path) -> None:
         super().__init__(name="mlflow-sender", daemon=True)
         self.output = output
-        self.tracking_uri = str(_described(output)["tracking_uri"])
+        self.tracking_uri = str(described_run(output)["tracking_uri"])
         self._stop_requested = threading.Event()
         self._final_status = "FINISHED"
         self.last_error: str | None = None
@@ -150,7 +150,7 @@ class MlflowSender(threading.Thread):
         self._stop_requested.set()
         self.join(_SECONDS_AT_THE_END + 10.0)
         if self.is_alive() or self.last_error:
-            write_json(self.output / RUN, _described(self.output) | {"final_status": status})
+            write_json(self.output / RUN, described_run(self.output) | {"final_status": status})
             error_console.print(
                 f"[yellow]MLflow at {self.tracking_uri} was not reached ({self.last_error or 'no answer'}); "
                 f"nothing is lost:[/] run `kebiolm track sync {self.output}` when it answers"
@@ -168,17 +168,22 @@ def sync_records(output: Path) -> int:
     total = 0
     while sent := _deliver_some(client, run_id, output):
         total += sent
-    client.set_terminated(run_id, _described(output)["final_status"])
+    client.set_terminated(run_id, described_run(output)["final_status"])
     return total
 
 
 def log_artifact(output: Path, file: Path) -> None:
     """Attach a file to the MLflow run of the training run at `output`, if it has one already."""
-    if (output / RUN).is_file() and (run_id := _described(output)["run_id"]):
-        _make_client(_described(output)["tracking_uri"]).log_artifact(run_id, str(file))
+    if (output / RUN).is_file() and (run_id := described_run(output)["run_id"]):
+        _make_client(described_run(output)["tracking_uri"]).log_artifact(run_id, str(file))
 
 
-def _described(output: Path) -> dict[str, Any]:
+def described_run(output: Path) -> dict[str, Any]:
+    """What `describe_run` wrote, with the MLflow run's id once there is one.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
     path = output / RUN
     mend = "give the output folder of `kebiolm pretrain`"
     try:
@@ -193,7 +198,7 @@ def _open_run(output: Path) -> tuple[Any, str]:
     """Make the MLflow run, or go on with the one that was made earlier."""
     from mlflow.entities import Param
 
-    described = _described(output)
+    described = described_run(output)
     client = _make_client(described["tracking_uri"])
     if run_id := described["run_id"]:
         client.update_run(run_id, status="RUNNING")

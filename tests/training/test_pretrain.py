@@ -13,6 +13,7 @@ from kebiolm.errors import UserError
 from kebiolm.training.checkpoint import MARKER, complete_checkpoints, find_checkpoint
 from kebiolm.training.config import load_config
 from kebiolm.training.pretrain import pretrain
+from kebiolm.training.summary import print_summary
 from tests.training.launch import DEBUG_RECIPE, REPOSITORY, STEPS, launch_pretraining, losses
 
 
@@ -132,3 +133,13 @@ def test_checkpoint_holds_what_export_needs(trained_run: Path) -> None:
     story = json.loads((folder / "training.json").read_text())
     assert story["latest_metrics"]["heldout"]["loss"] > 0
     assert story["settings"]["optimization.max_steps"] == STEPS
+
+
+def test_summary_names_figures_and_places(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(trained_run)
+    text = capsys.readouterr().out
+    assert "step 0" in text
+    assert f"step {STEPS}" in text
+    assert json.loads((trained_run / "mlflow_run.json").read_text())["run_id"] in text
+    assert "mlflow ui --backend-store-uri sqlite:///" in text
+    assert 0.0 < float(text.split("most frequent entity is ")[1].split("%")[0]) < 20.0
