@@ -14,8 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from kebiolm.errors import UserError
 
+# A log file has no width of its own, and the 80 columns that are assumed there cut names short.
+_WIDTH_WITHOUT_TERMINAL = 120
+
 # Results go to stdout, progress and errors to stderr, so that `kebiolm ... --json | jq` works.
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
 error_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 USER_ERROR_STATUS = 2

@@ -16,8 +16,6 @@ from kebiolm.linking.type_groups import count_types, shown_type
 _COLOURS = ("cyan", "yellow", "green", "magenta", "bright_blue", "bright_red", "bright_green", "bright_magenta")
 _BAR_WIDTH = 8
 _PARTS_OF_A_CELL = " ▏▎▍▌▋▊▉"
-# A log file has no width of its own, and the 80 columns that are assumed there cut names short.
-_WIDTH_WITHOUT_TERMINAL = 120
 # From this width on, alternatives have a column to themselves; below, they stand under their concept.
 _WIDE = 100
 
@@ -25,13 +23,12 @@ _WIDE = 100
 def print_linked(texts: Sequence[LinkedText], console: Console) -> None:
     """Print texts with their mentions."""
     colours = {kind: _COLOURS[place % len(_COLOURS)] for place, kind in enumerate(count_types(texts))}
-    width = console.width if console.is_terminal else _WIDTH_WITHOUT_TERMINAL
     for number, text in enumerate(texts):
         if number:
             console.print()
-        console.print(Padding(_highlighted(text, colours), (0, 1, 1, 1)), soft_wrap=False, width=width)
+        console.print(Padding(_highlighted(text, colours), (0, 1, 1, 1)), soft_wrap=False)
         if text.mentions:
-            console.print(_table(text, colours, is_wide=width >= _WIDE), soft_wrap=False, width=width)
+            console.print(_table(text, colours, is_wide=console.width >= _WIDE), soft_wrap=False)
         else:
             console.print(" no mention detected", style="dim")
 
