@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test check style
+.PHONY: install bench quickstart test check style
 
 # torch first and by exact version: an open range would bring several GB of CUDA packages on a machine without a GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -14,7 +14,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[prep,train,dev]'
 	touch $@
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed  ## everything that users and tests need, in the versions of constraints.txt
+
+bench: install  ## the benchmarks, with the peers that they run beside this code; wants a quiet machine
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m tests.benchmarks.bench_transe
 
 quickstart: install  ## the whole way once on the built-in sample, at most 10 minutes on 2 CPU cores
 	rm -rf quickstart

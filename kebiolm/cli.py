@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kebiolm.console import exit_with_user_error
+from kebiolm.console import exit_on_user_error
 from kebiolm.errors import UserError
 
 app = typer.Typer(
@@ -21,14 +21,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and status 2, never in a traceback."""
-    try:
+    with exit_on_user_error():
         app()
-    except UserError as error:
-        exit_with_user_error(error)
-    except OSError as error:
-        mend = "check the path, its permissions and the free space"
-        where = error.filename or "file system"
-        exit_with_user_error(UserError(where, got=error.strerror or error, expected="access to it", mend=mend))
 
 
 kb_app = typer.Typer(help="Build a knowledge base from UMLS files.", no_args_is_help=True)

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,9 +24,24 @@ USER_ERROR_STATUS = 2
 PLAIN_LINE_EVERY_S = 10.0
 
 
-def exit_with_user_error(error: UserError) -> NoReturn:
-    """Print a user error as one line on stderr and leave with status 2."""
-    error_console.print(f"[bold red]error:[/] {escape(str(error))}")
+@contextmanager
+def exit_on_user_error(*, say: bool = True) -> Iterator[None]:
+    """Turn a user's mistake into one line on stderr and exit status 2; a file system's refusal counts as one.
+
+    Args:
+        say: print the line; false for processes beside one that prints it.
+    """
+    try:
+        yield
+        return
+    except UserError as error:
+        mistake = error
+    except OSError as error:
+        mend = "check the path, its permissions and the free space"
+        where, got = error.filename or "file system", error.strerror or error
+        mistake = UserError(where, got=got, expected="access to it", mend=mend)
+    if say:
+        error_console.print(f"[bold red]error:[/] {escape(str(mistake))}")
     sys.exit(USER_ERROR_STATUS)
 
 

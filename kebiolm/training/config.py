@@ -15,7 +15,7 @@ from kebiolm.errors import UserError
 class _Section(BaseModel):
     """A group of settings; an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):

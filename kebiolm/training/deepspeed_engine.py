@@ -42,6 +42,9 @@ def init_distributed() -> tuple[int, int]:
     on_cpu = get_accelerator().device_name() == "cpu"
     if on_cpu:
         _skip_shared_memory_op()
+    else:
+        # Before the first barrier: NCCL would guess a device there.
+        get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     backend = "gloo" if on_cpu else get_accelerator().communication_backend_name()
@@ -64,17 +67,13 @@ def load_deepspeed_settings(path: Path) -> dict[str, Any]:
         raise UserError(
             path, got=f"a file that is not JSON ({error})", expected="a DeepSpeed JSON", mend=mend
         ) from None
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(key, {}), dict) for key in ("fp16", "bf16")):
+        raise UserError(path, got="another structure", expected="a mapping of DeepSpeed's settings", mend=mend)
     if doubled := sorted(set(settings) & set(_KEYS_OF_THE_TRAINER)):
         raise UserError(
             path, got=f"{', '.join(doubled)}", expected="ZeRO and precision only", mend="set these in the YAML recipe"
         )
-    if settings.get("fp16", {}).get("enabled") and _device_name() == "cpu":
-        raise UserError(
-            path,
-            got="fp16 on a CPU",
-            expected="bf16 or fp32 (DeepSpeed has no fp16 on CPUs)",
-            mend="set deepspeed=deepspeed_configs/zero2_fp32.json or ..._bf16.json",
-        )
+    _check_precision(path, settings)
     return settings
 
 
@@ -107,6 +106,25 @@ def make_engine(
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=merged)
     return engine
+
+
+def _check_precision(path: Path, settings: dict[str, Any]) -> None:
+    if settings.get("fp16", {}).get("enabled") and _device_name() == "cpu":
+        raise UserError(
+            path,
+            got="fp16 on a CPU",
+            expected="bf16 or fp32 (DeepSpeed has no fp16 on CPUs)",
+            mend="set deepspeed=deepspeed_configs/zero2_fp32.json or ..._bf16.json",
+        )
+    if settings.get("bf16", {}).get("enabled") and _device_name() == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        if major < 8:
+            raise UserError(
+                path,
+                got=f"bf16 on a GPU of compute capability {major}.{minor}",
+                expected="fp16 or fp32 (bf16 begins at 8.0)",
+                mend="set deepspeed=deepspeed_configs/zero2_fp16.json",
+            )
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kebiolm.console import USER_ERROR_STATUS, console, error_console, exit_with_user_error, progress
+from kebiolm.console import console, error_console, exit_on_user_error, progress
 from kebiolm.data.collator import PretrainingCollator
 from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
 from kebiolm.data.entity_vocab import NIL_ROW
@@ -36,18 +35,14 @@ from kebiolm.training.trainer import Trainer
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the DeepSpeed launcher; a user's mistake is one line, printed by the first process only."""
+    """Entry point of the DeepSpeed launcher; a user's mistake is one line from the first process of each node."""
     parser = argparse.ArgumentParser(description="Pretrain KeBioLM.")
     parser.add_argument("config", type=Path, help="YAML recipe")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     parsed = parser.parse_args(arguments)
-    try:
+    with exit_on_user_error(say=os.environ.get("LOCAL_RANK", "0") == "0"):
         pretrain(load_config(parsed.config, parsed.overrides))
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            exit_with_user_error(error)
-        sys.exit(USER_ERROR_STATUS)
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -59,9 +54,10 @@ def pretrain(config: PretrainConfig) -> None:
     settings = load_deepspeed_settings(config.deepspeed)
     shards = PackedShards.load(config.shards)
     rank, world_size = init_distributed()
+    inputs = _inputs(config, shards, settings)
     loader = _make_loader(config, shards, rank, world_size)
     if rank == 0:
-        claim_run_folder(config, _fingerprints(config, shards))
+        claim_run_folder(config, inputs)
         _warn_about_short_runs(config, loader.steps_total)
     torch.distributed.barrier()
 
@@ -92,7 +88,7 @@ def pretrain(config: PretrainConfig) -> None:
         trainer.fit(lambda *_, **__: None)
         return
     parameters = config.flat() | {"run.world_size": world_size, "run.steps_total": loader.steps_total}
-    parameters |= {"shards.fingerprint": shards.fingerprint, "deepspeed.settings": settings}
+    parameters |= inputs
     parameters[BASELINE] = _most_frequent_entity_share(shards.heldout)
     sender = _start_sender(config, parameters)
     status = "FAILED"
@@ -131,11 +127,16 @@ def _make_loader(config: PretrainConfig, shards: PackedShards, rank: int, world_
     )
 
 
-def _fingerprints(config: PretrainConfig, shards: PackedShards) -> dict[str, str]:
-    inputs = {"shards.fingerprint": shards.fingerprint}
-    if config.entities.init_from:
-        inputs["entities.fingerprint"] = sha256_of_file(config.entities.init_from)
-    return inputs
+def _inputs(config: PretrainConfig, shards: PackedShards, settings: dict[str, Any]) -> dict[str, Any]:
+    """What lies at the paths of the recipe, for telling whether a folder's run is the same one."""
+    starts = {"entities.init_from": config.entities.init_from}
+    if config.model.init_from:
+        starts["model.init_from"] = config.model.init_from / "config.json"
+    for key, path in starts.items():
+        if path and not path.is_file():
+            raise UserError(path, got="no such file", expected=f"what {key} names", mend=f"correct {key}")
+    hashes = {f"{key}.sha256": sha256_of_file(path) for key, path in starts.items() if path}
+    return {"shards.fingerprint": shards.fingerprint, "deepspeed.settings": settings} | hashes
 
 
 def _warn_about_short_runs(config: PretrainConfig, steps_total: int) -> None:

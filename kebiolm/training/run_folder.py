@@ -17,19 +17,22 @@ CONFIG_FILE = "config.resolved.yaml"
 
 # Settings that may differ when a run goes on: they change what is seen of a run, not what it computes.
 _FREE_SECTIONS = ("output", "tracking.", "checkpoints.", "evaluation.")
+# Paths may change too, as long as what lies there is the same.
+_PATHS = ("shards", "deepspeed", "entities.init_from", "model.init_from")
 
 
-def claim_run_folder(config: PretrainConfig, inputs: dict[str, str]) -> None:
+def claim_run_folder(config: PretrainConfig, inputs: dict[str, Any]) -> None:
     """Make the output folder of a new run, or check that an existing one belongs to the same run.
 
     Args:
         config: the run's settings.
-        inputs: fingerprints of what the run reads, by name.
+        inputs: what lies at the paths that the settings name, by name: fingerprints or contents.
 
     Raises:
         UserError: the folder holds a run with other settings or inputs; the message names what differs.
     """
-    identity = {key: value for key, value in config.flat().items() if not key.startswith(_FREE_SECTIONS)} | inputs
+    computed = {key: value for key, value in config.flat().items() if key not in _PATHS}
+    identity = {key: value for key, value in computed.items() if not key.startswith(_FREE_SECTIONS)} | inputs
     path = config.output / RUN_FILE
     if path.is_file():
         _refuse_differences(path, identity)

@@ -30,7 +30,7 @@ def print_summary(output: Path) -> None:
         for name, value in last["metrics"].items():
             table.add_row(name.replace("_", " "), f"{first['metrics'][name]:.4f}", f"{value:.4f}")
         console.print(table)
-        share = float(described["parameters"][BASELINE])
+        share = float(described["parameters"].get(BASELINE, "nan"))
         console.print(f"the most frequent entity is {share:.1%} of the held-out mentions")
     uri = described["tracking_uri"]
     page = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri

@@ -23,6 +23,7 @@ RECORDS = "metrics.jsonl"
 RUN = "mlflow_run.json"
 CURSOR = "metrics.sent.json"
 
+_SQLITE = "sqlite:///"
 _METRICS_PER_CALL = 500
 _WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
@@ -59,11 +60,19 @@ class MetricLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All whole records of a metrics file, oldest first; empty where there is no file."""
+    """All whole records of a metrics file, oldest first; empty where there is no file.
+
+    Raises:
+        UserError: a line is broken that is not the last one.
+    """
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        mend = "restore the file or choose another output"
+        raise UserError(path, got=f"a broken line ({error})", expected="one JSON record a line", mend=mend) from None
 
 
 def describe_run(
@@ -92,7 +101,7 @@ def describe_run(
     described = {
         "run_id": None,
         "final_status": "FINISHED",
-        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri,
+        "tracking_uri": _with_absolute_path(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri),
         "experiment": experiment,
         "run_name": run_name,
         "parameters": {key: str(value) for key, value in parameters.items()},
@@ -118,7 +127,7 @@ class MlflowSender(threading.Thread):
 
     def run(self) -> None:
         """Deliver until asked to stop, then until all is delivered or the time for it is over."""
-        wait, client, run_id, deadline = _WAIT_S, None, None, float("inf")
+        wait, client, run_id, is_described, deadline = _WAIT_S, None, None, False, float("inf")
         while True:
             stopping = self._stop_requested.is_set()
             if stopping and deadline == float("inf"):
@@ -128,6 +137,10 @@ class MlflowSender(threading.Thread):
                     client, run_id = _open_run(self.output)
                 while _deliver_some(client, run_id, self.output):
                     pass
+                # After the figures: a server that cannot store files must not hold them back.
+                if not is_described:
+                    _send_description(client, run_id, self.output)
+                    is_described = True
                 if stopping:
                     client.set_terminated(run_id, self._final_status)
                     self.last_error = None
@@ -152,7 +165,7 @@ class MlflowSender(threading.Thread):
         if self.is_alive() or self.last_error:
             write_json(self.output / RUN, described_run(self.output) | {"final_status": status})
             error_console.print(
-                f"[yellow]MLflow at {self.tracking_uri} was not reached ({self.last_error or 'no answer'}); "
+                f"[yellow]MLflow at {self.tracking_uri} did not take everything ({self.last_error or 'no answer'}); "
                 f"nothing is lost:[/] run `kebiolm track sync {self.output}` when it answers"
             )
 
@@ -168,6 +181,7 @@ def sync_records(output: Path) -> int:
     total = 0
     while sent := _deliver_some(client, run_id, output):
         total += sent
+    _send_description(client, run_id, output)
     client.set_terminated(run_id, described_run(output)["final_status"])
     return total
 
@@ -196,8 +210,6 @@ def described_run(output: Path) -> dict[str, Any]:
 
 def _open_run(output: Path) -> tuple[Any, str]:
     """Make the MLflow run, or go on with the one that was made earlier."""
-    from mlflow.entities import Param
-
     described = described_run(output)
     client = _make_client(described["tracking_uri"])
     if run_id := described["run_id"]:
@@ -212,11 +224,19 @@ def _open_run(output: Path) -> tuple[Any, str]:
         place = _artifacts_beside(described["tracking_uri"])
         experiment_id = client.create_experiment(described["experiment"], place, tags=tags)
     run_id = client.create_run(experiment_id, run_name=described["run_name"]).info.run_id
+    # At once: whatever fails from here on must not make a second run at the next attempt.
+    write_json(output / RUN, described | {"run_id": run_id})
+    return client, run_id
+
+
+def _send_description(client: Any, run_id: str, output: Path) -> None:
+    """Record the parameters and attach the files of a run; sending them again changes nothing."""
+    from mlflow.entities import Param
+
+    described = described_run(output)
     client.log_batch(run_id, params=[Param(key, value) for key, value in described["parameters"].items()])
     for artifact in described["artifacts"]:
         client.log_artifact(run_id, str(output / artifact))
-    write_json(output / RUN, described | {"run_id": run_id})
-    return client, run_id
 
 
 def _artifacts_beside(uri: str) -> str | None:
@@ -225,9 +245,16 @@ def _artifacts_beside(uri: str) -> str | None:
     Returns:
         None for a server, which knows its own place.
     """
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(_SQLITE):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+    return (Path(uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts").as_uri()
+
+
+def _with_absolute_path(uri: str) -> str:
+    """A relative sqlite path would mean another file when `kebiolm track sync` is called from another folder."""
+    if not uri.startswith(_SQLITE):
+        return uri
+    return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).resolve())
 
 
 def _make_client(uri: str) -> Any:

@@ -73,8 +73,11 @@ class Trainer:
             self.steps_done = step + 1
             tokens += counts[3]
             is_last = self.steps_done == total
-            if self.steps_done % config.tracking.every_steps == 0 or is_last or step == 0:
-                metrics = summarize_losses(sum_over_processes(sums), counts)
+            saves = self.steps_done % config.checkpoints.every_steps == 0 or is_last
+            # Figures are also taken where a checkpoint is: nothing is saved, and no older one removed, after a loss
+            # or gradient that is not finite.
+            if self.steps_done % config.tracking.every_steps == 0 or saves or step == 0:
+                metrics = summarize_losses(sum_over_processes(sums), counts) | self._gradient_norm()
                 self._check_finite(metrics)
                 seconds = max(time.monotonic() - tokens_since, 1e-9)
                 metrics["learning_rate"] = self._learning_rate(step)
@@ -85,7 +88,7 @@ class Trainer:
             if self.steps_done % config.evaluation.every_steps == 0 or is_last:
                 self._evaluate()
                 tokens_since = time.monotonic()
-            if self.steps_done % config.checkpoints.every_steps == 0 or is_last:
+            if saves:
                 save_checkpoint(
                     self.engine,
                     self.checkpoints,
@@ -94,7 +97,9 @@ class Trainer:
                     write_model_files=self.write_model_files,
                 )
                 tokens_since = time.monotonic()
-            advance(1, note=f"loss {self.last_metrics['train']['loss']:.3f}")
+            # A run that resumed has no figures until the next logged step.
+            note = f"loss {self.last_metrics['train']['loss']:.3f}" if "train" in self.last_metrics else ""
+            advance(1, note=note)
 
     def _train_step(self, step: int, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """One optimizer step over this process's micro batches.
@@ -152,6 +157,14 @@ class Trainer:
             total_steps=self.loader.steps_total,
         )
 
+    def _gradient_norm(self) -> dict[str, float]:
+        """L2 norm of the last step's gradient over all parameters, before clipping.
+
+        Left out in fp16, where an overflow is part of finding the loss scale and DeepSpeed skips the step itself.
+        """
+        norm = None if self.engine.fp16_enabled() else self.engine.get_global_grad_norm()
+        return {} if norm is None else {"gradient_norm": float(norm)}
+
     def _seed_dropout(self, step: int, micro: int) -> None:
         # A pure function of the position in the run: a resumed run draws what the undisturbed one would have.
         position = (step * self.world_size + self.rank) * 4096 + micro
@@ -163,7 +176,7 @@ class Trainer:
             raise UserError(
                 f"step {self.steps_done}",
                 got=", ".join(f"{name} {value}" for name, value in metrics.items()),
-                expected="finite losses",
+                expected="finite losses and gradients",
                 mend="lower the learning rate or start again from the last checkpoint",
             )
 

@@ -28,6 +28,7 @@ def test_shipped_deepspeed_settings_load_through_deepspeed(path: Path, monkeypat
     from deepspeed.runtime.config import DeepSpeedConfig
 
     monkeypatch.setattr("kebiolm.training.deepspeed_engine._device_name", lambda: "cuda")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     settings = load_deepspeed_settings(path)
     config = DeepSpeedConfig(settings | {"train_batch_size": 1})
     stage, precision = path.stem.removeprefix("zero").split("_")
@@ -64,6 +65,12 @@ def test_all_problems_are_named_at_once() -> None:
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("override", ["optimization.epochs=.inf", "optimization.learning_rate=.nan"])
+def test_numbers_that_are_not_finite_are_refused(override: str) -> None:
+    with pytest.raises(UserError, match="finite"):
+        load_config(DEBUG, [override])
+
+
 @pytest.mark.parametrize("override", ["no-equals-sign", "=3", "seed.x=1", "a=[1"])
 def test_broken_overrides_are_user_errors(override: str) -> None:
     with pytest.raises(UserError):
@@ -92,6 +99,14 @@ def test_fp16_on_a_cpu_is_refused() -> None:
     assert "zero2_fp32" in str(caught.value)
 
 
+def test_bf16_on_an_old_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kebiolm.training.deepspeed_engine._device_name", lambda: "cuda")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 0))
+    with pytest.raises(UserError, match=r"compute capability 7\.0"):
+        load_deepspeed_settings(REPOSITORY / "deepspeed_configs" / "zero2_bf16.json")
+    load_deepspeed_settings(REPOSITORY / "deepspeed_configs" / "zero2_fp16.json")
+
+
 def test_deepspeed_file_must_not_repeat_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     path.write_text('{"train_batch_size": 8}')
@@ -100,5 +115,9 @@ def test_deepspeed_file_must_not_repeat_the_recipe(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         load_deepspeed_settings(path)
+    for structure in ("[]", '{"fp16": null}'):
+        path.write_text(structure)
+        with pytest.raises(UserError, match="another structure"):
+            load_deepspeed_settings(path)
     with pytest.raises(UserError, match="no such file"):
         load_deepspeed_settings(tmp_path / "absent.json")

@@ -14,6 +14,7 @@ from kebiolm.training.checkpoint import MARKER, complete_checkpoints, find_check
 from kebiolm.training.config import load_config
 from kebiolm.training.pretrain import pretrain
 from kebiolm.training.summary import print_summary
+from kebiolm.training.tracking import RECORDS, read_records
 from tests.training.launch import DEBUG_RECIPE, REPOSITORY, STEPS, launch_pretraining, losses
 
 
@@ -41,45 +42,72 @@ def test_killed_run_resumes_with_the_losses_of_the_undisturbed_one(
     output = tmp_path / "run"
 
     def has_passed_a_checkpoint(output: Path) -> bool:
-        metrics = output / "metrics.jsonl"
+        metrics = output / RECORDS
         return metrics.is_file() and '"step": 14,' in metrics.read_text()
 
     killed = launch_pretraining(sample_shards, output, kill_when=has_passed_a_checkpoint)
     assert killed.status != 0
-    at_kill = max(losses(output))
-    assert 14 <= at_kill < STEPS
+    assert 14 <= max(losses(output)) < STEPS
+    # The steps between the checkpoint and the kill are repeated; forget the records of the first time, or they would
+    # be kept and the repeated ones not compared.
+    records = [record for record in read_records(output / RECORDS) if record["step"] <= 10]
+    (output / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (output / "metrics.sent.json").unlink(missing_ok=True)
 
     resumed = launch_pretraining(sample_shards, output).check()
-    assert "resuming after step" in resumed.output
+    assert "resuming after step 10 of" in resumed.output
     for kind in ("train", "heldout"):
         assert losses(output, kind) == losses(trained_run, kind)  # bit for bit
 
 
-def test_number_of_processes_does_not_change_the_losses(trained_run: Path, sample_shards: Path, tmp_path: Path) -> None:
-    without_dropout = ["model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    run_in_this_process(sample_shards, one, *without_dropout, "optimization.max_steps=6")
-    run_in_this_process(
-        sample_shards, two, *without_dropout, "optimization.max_steps=6", "optimization.micro_batch_size=4"
-    )
-    for step, metrics in losses(one).items():
-        assert metrics == pytest.approx(losses(two)[step], rel=1e-5)
+def test_resume_between_logged_steps(sample_shards: Path, tmp_path: Path) -> None:
+    steps = ["optimization.max_steps=6", "checkpoints.every_steps=3", "tracking.every_steps=100"]
+    run_in_this_process(sample_shards, tmp_path / "run", *steps)
+    assert sorted(losses(tmp_path / "run")) == [1, 3, 6]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    run_in_this_process(sample_shards, tmp_path / "run", *steps)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000006" / MARKER).is_file()
 
 
-@pytest.mark.parametrize("settings", ["zero1_bf16", "zero2_bf16", "zero3_fp32"])
-def test_zero_stages_and_precisions_agree(settings: str, sample_shards: Path, tmp_path: Path) -> None:
+def test_number_of_processes_micro_batches_and_zero_stage_do_not_change_the_losses(
+    sample_shards: Path, tmp_path: Path
+) -> None:
+    settings = ["model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0", "optimization.max_steps=6"]
+    zero3 = f"deepspeed={REPOSITORY / 'deepspeed_configs' / 'zero3_fp32.json'}"
+    runs = {name: tmp_path / name for name in ("one", "whole", "two")}
+    run_in_this_process(sample_shards, runs["one"], *settings)
+    run_in_this_process(sample_shards, runs["whole"], *settings, "optimization.micro_batch_size=4")
+    launch_pretraining(sample_shards, runs["two"], *settings, zero3, "evaluation.max_sequences=4").check()
+    for step, metrics in losses(runs["one"]).items():
+        assert metrics == pytest.approx(losses(runs["whole"])[step], rel=1e-5)
+        assert metrics == pytest.approx(losses(runs["two"])[step], rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", ["zero1_bf16", "zero2_bf16"])
+def test_precisions_agree(settings: str, sample_shards: Path, tmp_path: Path) -> None:
     reference, other = tmp_path / "reference", tmp_path / "other"
     run_in_this_process(sample_shards, reference, "optimization.max_steps=4")
     path = REPOSITORY / "deepspeed_configs" / f"{settings}.json"
     run_in_this_process(sample_shards, other, "optimization.max_steps=4", f"deepspeed={path}")
-    tolerance = 1e-5 if settings.endswith("fp32") else 2e-2
     for step, metrics in losses(reference).items():
-        assert metrics == pytest.approx(losses(other)[step], rel=tolerance)
+        assert metrics == pytest.approx(losses(other)[step], rel=3e-2)
 
 
 def test_same_folder_with_other_settings_is_refused(trained_run: Path, sample_shards: Path) -> None:
     with pytest.raises(UserError, match=r"optimization\.learning_rate: 0\.001 then, 0\.5 now"):
         run_in_this_process(sample_shards, trained_run, "optimization.learning_rate=0.5")
+
+
+def test_deepspeed_file_that_changed_under_its_name_is_refused(sample_shards: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "mine.json"
+    settings.write_text('{"zero_optimization": {"stage": 1}}')
+    steps = ["optimization.max_steps=2", f"deepspeed={settings}"]
+    run_in_this_process(sample_shards, tmp_path / "run", *steps)
+    settings.write_text('{"zero_optimization": {"stage": 2}}')
+    with pytest.raises(UserError, match=r"deepspeed\.settings: .*'stage': 1.* then, .*'stage': 2.* now"):
+        run_in_this_process(sample_shards, tmp_path / "run", *steps)
+    settings.rename(tmp_path / "moved.json").write_text('{"zero_optimization": {"stage": 1}}')
+    run_in_this_process(sample_shards, tmp_path / "run", steps[0], f"deepspeed={tmp_path / 'moved.json'}")
 
 
 def test_foreign_folder_is_refused(sample_shards: Path, tmp_path: Path) -> None:
@@ -99,15 +127,23 @@ def test_missing_shards_are_one_line(tmp_path: Path) -> None:
         run_in_this_process(tmp_path / "absent", tmp_path / "run")
 
 
-def test_diverged_loss_stops_the_run_and_says_so(sample_shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="finite losses"):
+def test_vectors_that_are_not_there_are_one_line(sample_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"entities\.init_from"):
+        run_in_this_process(sample_shards, tmp_path / "run", f"entities.init_from={tmp_path / 'absent'}")
+
+
+def test_diverged_loss_stops_the_run_before_it_is_saved(sample_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="finite losses and gradients"):
         run_in_this_process(
             sample_shards,
             tmp_path / "run",
             "optimization.learning_rate=1.0e+30",
             "optimization.warmup_steps=0",
             "optimization.max_grad_norm=1.0e+30",
+            "tracking.every_steps=7",
+            "checkpoints.every_steps=2",
         )
+    assert not [folder for folder in complete_checkpoints(tmp_path / "run" / "checkpoints") if "02" not in folder.name]
     recorded = losses(tmp_path / "run")
     assert all(math.isfinite(value) for metrics in recorded.values() for value in metrics.values())
 

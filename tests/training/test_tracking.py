@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from kebiolm.errors import UserError
 from kebiolm.training.tracking import (
     RUN,
     MetricLog,
     MlflowSender,
     describe_run,
+    described_run,
     log_artifact,
     read_records,
     sync_records,
@@ -77,6 +79,37 @@ def test_local_database_gets_every_record_and_the_same_run_goes_on(tmp_path: Pat
     log_artifact(tmp_path, card)
     assert list((tmp_path / "mlartifacts").rglob("card.md"))
     assert [file.path for file in MlflowClient(uri).list_artifacts(run_id)] == ["card.md"]
+
+
+def test_store_that_takes_no_files_holds_no_figures_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kebiolm.training.tracking._SECONDS_AT_THE_END", 3.0)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    (tmp_path / "mlartifacts").write_text("a file where the folder should be")
+    card = tmp_path / "card.md"
+    card.write_text("x")
+    describe_run(tmp_path, tracking_uri=uri, experiment="test", run_name="one", parameters={}, artifacts=[card])
+    log = MetricLog(tmp_path)
+    log.append("train", 1, {"loss": 1.0})
+    log.close()
+    for _ in range(2):
+        sender = MlflowSender(tmp_path)
+        sender.start()
+        sender.finish("FINISHED")
+        assert sender.last_error
+    assert len(MlflowClient(uri).search_runs(["1"])) == 1
+    assert history(uri, run_id_of(tmp_path), "train/loss") == [(1, 1.0)]
+
+
+def test_relative_database_means_the_same_file_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    describe_run(tmp_path, tracking_uri="sqlite:///m.db", experiment="e", run_name="r", parameters={}, artifacts=[])
+    assert described_run(tmp_path)["tracking_uri"] == f"sqlite:///{tmp_path / 'm.db'}"
+
+
+def test_broken_records_are_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind"\n{}\n')
+    with pytest.raises(UserError, match="broken line"):
+        MetricLog(tmp_path)
 
 
 def test_server_that_is_down_costs_nothing_and_loses_nothing(
