@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from kebiolm.console import console, error_console, exit_on_user_error, progress
 from kebiolm.data.collator import PretrainingCollator
@@ -27,6 +26,7 @@ from kebiolm.files import sha256_of_file, sha256_of_json, write_json
 from kebiolm.training.checkpoint import resume_step
 from kebiolm.training.config import PretrainConfig, load_config
 from kebiolm.training.deepspeed_engine import init_distributed, load_deepspeed_settings, make_engine
+from kebiolm.training.distributed import run_on_first_process
 from kebiolm.training.initial_model import make_initial_model
 from kebiolm.training.run_folder import CONFIG_FILE, claim_run_folder
 from kebiolm.training.summary import BASELINE, print_summary
@@ -56,15 +56,14 @@ def pretrain(config: PretrainConfig) -> None:
     rank, world_size = init_distributed()
     inputs = _inputs(config, shards, settings)
     loader = _make_loader(config, shards, rank, world_size)
+    run_on_first_process(partial(claim_run_folder, config, inputs))
+    metric_log = run_on_first_process(partial(MetricLog, config.output))
     if rank == 0:
-        claim_run_folder(config, inputs)
         _warn_about_short_runs(config, loader.steps_total)
-    torch.distributed.barrier()
 
     model = make_initial_model(config, shards, say=rank == 0)
     engine = make_engine(model, settings, config.optimization, loader.gradient_accumulation_steps)
     steps_done = resume_step(engine, config.output / "checkpoints")
-    metric_log = MetricLog(config.output) if rank == 0 else None
     trainer = Trainer(
         config=config,
         engine=engine,

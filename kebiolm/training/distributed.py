@@ -1,0 +1,36 @@
+"""Work that one process does for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from kebiolm.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def run_on_first_process(work: Callable[[], Result]) -> Result | None:
+    """Run `work` on global rank 0 while the others wait; a user's mistake found there ends all of them.
+
+    Without this the others would wait for a process that is gone, and end in a traceback about the network.
+
+    Returns:
+        What `work` returned on rank 0, None elsewhere.
+
+    Raises:
+        UserError: on every process, if `work` raised it.
+    """
+    result, mistake = None, None
+    if dist.get_rank() == 0:
+        try:
+            result = work()
+        except UserError as error:
+            mistake = error
+    box = [mistake]
+    dist.broadcast_object_list(box, src=0)
+    if box[0] is not None:
+        raise box[0]
+    return result
