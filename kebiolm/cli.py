@@ -18,11 +18,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# Packages that only some nodes have, as in pyproject.toml, and what to install where one is missing.
+EXTRAS = {
+    ("defusedxml", "ray", "scipy", "scispacy", "spacy"): "pip install 'kebiolm[prep]'",
+    ("safetensors", "torch"): "pip install 'kebiolm[model]' to use a model, 'kebiolm[train]' to train one",
+    ("deepspeed", "mlflow", "pydantic"): "pip install 'kebiolm[train]'",
+}
+
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and status 2, never in a traceback."""
     with exit_on_user_error():
-        app()
+        try:
+            app()
+        except ModuleNotFoundError as error:
+            # The name of the package itself: where only a part of one is missing, it is there but of a wrong version.
+            for packages, mend in EXTRAS.items():
+                if error.name in packages:
+                    got, expected = "a package that is not installed", "the packages of this command"
+                    raise UserError(error.name, got=got, expected=expected, mend=mend) from None
+            raise
 
 
 kb_app = typer.Typer(help="Build a knowledge base from UMLS files.", no_args_is_help=True)

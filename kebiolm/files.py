@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(
-    path: Path, *, overwrite: bool, mend: str = "choose another --out or give --overwrite"
+    path: Path, *, overwrite: bool, is_ours: Callable[[Path], bool], inputs: Sequence[Path] = ()
 ) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on a clean exit it becomes `path`, on an exception it is removed.
 
+    Args:
+        path: the folder to make.
+        overwrite: replace `path` if it is an empty folder, or one that `is_ours`.
+        is_ours: tells whether a folder was made by the step that calls; nobody else's files are ever removed.
+        inputs: files and folders that the step reads; `path` must lie apart from them.
+
     Raises:
-        UserError: `path` exists and `overwrite` is false.
+        UserError: `path` exists and may not be replaced, or is not apart from the inputs.
     """
-    if path.exists() and not overwrite:
-        raise UserError(path, got="a folder or file that exists", expected="a new folder", mend=mend)
+    # A link is followed: its target is what is replaced, and the temporary folder lies on the target's disk.
+    path = path.resolve()
+    check_apart(path, inputs)
+    if path.exists():
+        _check_replaceable(path, overwrite, is_ours)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -57,6 +66,34 @@ def atomic_folder(
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_apart(path: Path, inputs: Sequence[Path]) -> None:
+    """Refuse an output that is one of the inputs, contains one, or lies inside one.
+
+    Raises:
+        UserError: names the input.
+    """
+    path = path.resolve()
+    for given in inputs:
+        source = given.resolve()
+        if path.is_relative_to(source) or source.is_relative_to(path):
+            relation = "is" if path == source else "lies inside" if path.is_relative_to(source) else "contains"
+            raise UserError(
+                path,
+                got=f"an output folder that {relation} the input {given}",
+                expected="a folder apart from the inputs",
+                mend="choose another output folder",
+            )
+
+
+def has_format(folder: Path, kind: str) -> bool:
+    """Whether `folder/manifest.json` is of this format, such as "kebiolm-shards", in whatever version."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == kind
 
 
 def write_text(path: Path, text: str) -> None:
@@ -140,6 +177,18 @@ def sha256_of_json(value: Any) -> str:
     """SHA-256 of a JSON value's canonical text, in hex: a fingerprint of settings."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _check_replaceable(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Refuse to replace what exists at `path`, unless the user wants it and it is empty or of our making."""
+    if not overwrite:
+        mend = "choose another output folder or give --overwrite"
+        raise UserError(path, got="a folder or file that exists", expected="a new folder", mend=mend)
+    if not path.is_dir() or (any(path.iterdir()) and not is_ours(path)):
+        got = "a folder that this command did not make" if path.is_dir() else "a file"
+        expected = "an empty folder, or an earlier output of this command"
+        mend = "choose another output folder; --overwrite replaces nothing else"
+        raise UserError(path, got=got, expected=expected, mend=mend)
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:

@@ -84,8 +84,6 @@ def tokenize_documents(
     """Tokenize a batch of documents and align their mentions; a batch uses all cores inside the tokenizer."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
-    # An abstract may contain the characters "[MASK]"; they are text, not the special piece.
-    backend.encode_special_tokens = True
     encodings = backend.encode_batch([document.text for document in documents], add_special_tokens=False)
     tokenized = []
     for document, encoding in zip(documents, encodings, strict=True):

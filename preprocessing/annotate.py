@@ -52,8 +52,13 @@ class Annotator:
     counts: AnnotationCounts = field(default_factory=AnnotationCounts)
     _best: dict[str, Candidate | None] = field(default_factory=dict)
 
-    def annotate(self, records: Iterable[Document | Reject]) -> Iterator[Document | Reject]:
-        """Annotate a stream of records; each gives one, in the same order, and rejects pass through."""
+    def annotate(self, records: Iterable[Document | Reject], *, source: str) -> Iterator[Document | Reject]:
+        """Annotate a stream of records; each gives one, in the same order, and rejects pass through.
+
+        Args:
+            records: what a file holds.
+            source: name of the file, for the rejects that are added here.
+        """
         records = iter(records)
         while batch := list(islice(records, DOCUMENTS_AT_ONCE)):
             documents = [record for record in batch if isinstance(record, Document)]
@@ -61,7 +66,7 @@ class Annotator:
             pairs = [(record, next(found) if isinstance(record, Document) else None) for record in batch]
             self._link_new_texts(result for _, result in pairs if isinstance(result, FoundMentions))
             for record, result in pairs:
-                yield record if isinstance(record, Reject) else self._join(record, result)
+                yield record if isinstance(record, Reject) else self._join(record, result, source)
 
     def _link_new_texts(self, results: Iterable[FoundMentions]) -> None:
         keys = {link_key(mention.link_text) for result in results for mention in result.mentions}
@@ -71,9 +76,9 @@ class Annotator:
             self._best[key] = candidates[0] if linked else None
         self.counts.texts_linked += len(new)
 
-    def _join(self, document: Document, result: FoundMentions | NerFailure) -> Document | Reject:
+    def _join(self, document: Document, result: FoundMentions | NerFailure, source: str) -> Document | Reject:
         if isinstance(result, NerFailure):
-            return make_reject(doc_id=document.doc_id, source="annotation", reason=result.reason, detail=result.detail)
+            return make_reject(doc_id=document.doc_id, source=source, reason=result.reason, detail=result.detail)
         mentions = tuple(
             Mention(start=mention.start, end=mention.end, cui=best.cui, score=best.score)
             for mention in result.mentions

@@ -2,15 +2,19 @@
 
 One input file is one unit of work. A job's folder begins with `job.json`, which names everything that decides the
 output (settings, model, knowledge base, the inputs' bytes); a rerun makes the units that are missing, and refuses when
-anything of that has changed, because old and new parts must not be mixed.
+anything of that has changed, because old and new parts must not be mixed. The driver holds the folder for itself while
+it works: a second one would take the first one's unfinished parts for leftovers.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scispacy
 import spacy
+from rich.markup import escape
 from rich.table import Table
 
+from kebiolm.console import error_console
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.errors import UserError
-from kebiolm.files import describe_file, write_json
+from kebiolm.files import check_apart, describe_file, write_json
 from preprocessing.annotate import Annotator
 from preprocessing.annotation_store import FORMAT, VERSION, part_name, read_unit, total_counts, write_unit
 from preprocessing.linker import LinkIndex
@@ -33,6 +39,10 @@ from preprocessing.sources import find_reader, open_source
 from preprocessing.sources.open_source import SUFFIXES
 
 JOB_FORMAT = "kebiolm-annotation-job"
+LOCK_FILE = ".lock"
+
+# What a file system answers that has no locks, such as some cluster file systems as they are often mounted.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +93,7 @@ class UnitWorker:
     def run(self, unit: int, path: Path) -> dict[str, Any]:
         """Annotate one file and write it; returns the unit's manifest."""
         annotator = Annotator(finder=self.finder, index=self.index, threshold=self.job.threshold)
-        records = annotator.annotate(open_source(path))
+        records = annotator.annotate(open_source(path), source=path.name)
         return write_unit(self.job.out, unit, records, lambda: asdict(annotator.counts))
 
 
@@ -111,41 +121,34 @@ def list_inputs(paths: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(resolved)
 
 
-def open_job(job: AnnotationJob, *, overwrite: bool) -> list[int]:
-    """Begin a job's folder, or take up one that was interrupted.
+@contextmanager
+def open_job(job: AnnotationJob, *, overwrite: bool) -> Iterator[list[int]]:
+    """Begin a job's folder, or take up one that was interrupted; hold it for this process until the block ends.
 
     Args:
         job: what to do; its inputs are files.
         overwrite: begin anew, whatever an earlier job left in the folder.
 
-    Returns:
+    Yields:
         The units still to be done.
 
     Raises:
-        UserError: the folder holds something else, or the result of another job; says what differs.
+        UserError: the folder holds something else, or the result of another job (says what differs); or another
+            process holds it.
     """
     described = _describe(job)
     ledger = job.out / "job.json"
-    if job.out.exists() and not job.out.is_dir():
-        raise UserError(job.out, got="a file", expected="a folder", mend="choose another --out")
-    former = _read_ledger(ledger)
-    if job.out.is_dir() and any(job.out.iterdir()) and former is None:
-        got = "a folder with other files and no job.json"
-        raise UserError(job.out, got=got, expected="a new or empty folder", mend="choose another --out")
-    if former is not None and overwrite:
-        shutil.rmtree(job.out)
-    elif former is not None and former != described:
-        raise UserError(
-            job.out,
-            got="the result of another job: " + "; ".join(_differences(former, described)),
-            expected="the same settings and inputs as before",
-            mend="choose another --out or give --overwrite",
-        )
+    check_apart(job.out, [*job.inputs, job.kb])
+    _check_folder(job.out, described, overwrite=overwrite)
     job.out.mkdir(parents=True, exist_ok=True)
-    write_json(ledger, described)
-    for left_over in job.out.glob(".*.tmp"):
-        left_over.unlink()
-    return [unit for unit in range(len(job.inputs)) if read_unit(job.out, unit) is None]
+    with _hold(job.out):
+        # Until it was held, another process may have put anything there.
+        _check_folder(job.out, described, overwrite=overwrite)
+        for file in _other_files(job.out):
+            if overwrite or (file.name.startswith(".") and file.suffix == ".tmp"):
+                shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+        write_json(ledger, described)
+        yield [unit for unit in range(len(job.inputs)) if read_unit(job.out, unit) is None]
 
 
 def close_job(job: AnnotationJob) -> dict[str, Any]:
@@ -192,6 +195,45 @@ def summary_table(manifest: dict[str, Any]) -> Table:
     table.add_row("    not linked, left out", f"{counts['mentions_found'] - counts['mentions_linked']:,}")
     table.add_row("distinct texts linked, summed over files", f"{counts['texts_linked']:,}")
     return table
+
+
+def _check_folder(out: Path, described: dict[str, Any], *, overwrite: bool) -> None:
+    """Refuse a folder that is not ours, and, unless it is to be replaced, one of another job."""
+    if out.exists() and not out.is_dir():
+        raise UserError(out, got="a file", expected="a folder", mend="choose another --out")
+    former = _read_ledger(out / "job.json")
+    if former is None and out.is_dir() and _other_files(out):
+        got = "a folder with other files and no job.json"
+        raise UserError(out, got=got, expected="a new or empty folder", mend="choose another --out")
+    if former not in (None, described) and not overwrite:
+        raise UserError(
+            out,
+            got="the result of another job: " + "; ".join(_differences(former, described)),
+            expected="the same settings and inputs as before",
+            mend="choose another --out or give --overwrite",
+        )
+
+
+def _other_files(out: Path) -> list[Path]:
+    """What the folder holds beside the lock."""
+    return sorted(file for file in out.iterdir() if file.name != LOCK_FILE)
+
+
+@contextmanager
+def _hold(out: Path) -> Iterator[None]:
+    """Keep other drivers out of a folder; the lock ends with this process, however it ends, and its file stays."""
+    with open(out / LOCK_FILE, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            got, mend = "a folder in which another annotate is running", "wait until it ends or choose another --out"
+            raise UserError(out, got=got, expected="a folder that nobody writes to", mend=mend) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            said = "[yellow]this file system has no locks:[/] start one annotate at a time in"
+            error_console.print(f"{said} {escape(str(out))}")
+        yield
 
 
 def _describe(job: AnnotationJob) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Ray's own retries are switched off, because by default they repeat a document that kills its process for ever, and
 because a job that skips errors reports success over lost data. Instead the driver keeps the ledger: a unit gets a
 bounded number of attempts, an actor that died is replaced, and units that failed make the job fail at its end, by name.
+A unit that raised counts as one that failed: what it met may pass (a disk, memory), and where it does not, the further
+attempts cost no more than time. Only a user's mistake (`UserError`) ends the job at once.
 """
 
 from __future__ import annotations
@@ -54,18 +56,18 @@ def run_job(
     Raises:
         UserError: a file failed in every attempt (the others are done and kept), or what `open_job` refuses.
     """
-    units = open_job(job, overwrite=overwrite)
-    if units:
-        started = time.monotonic()
-        with ray_session(ray_address, workers):
-            paths = {unit: job.inputs[unit] for unit in units}
-            records = run_units(paths, UnitWorker, (job, _umask()), workers=workers)
-        seconds = time.monotonic() - started
-        speed = f"{records / seconds:.1f} abstracts/s"
-        console.print(f"{len(units)} of {len(job.inputs)} files, {seconds:.1f} s with starting: {speed}")
-    else:
-        console.print("every file was annotated before: nothing to do")
-    manifest = close_job(job)
+    with open_job(job, overwrite=overwrite) as units:
+        if units:
+            started = time.monotonic()
+            with ray_session(ray_address, workers):
+                paths = {unit: job.inputs[unit] for unit in units}
+                records = run_units(paths, UnitWorker, (job, _umask()), workers=workers)
+            seconds = time.monotonic() - started
+            speed = f"{records / seconds:.1f} abstracts/s"
+            console.print(f"{len(units)} of {len(job.inputs)} files, {seconds:.1f} s with starting: {speed}")
+        else:
+            console.print("every file was annotated before: nothing to do")
+        manifest = close_job(job)
     console.print(summary_table(manifest))
     return manifest
 

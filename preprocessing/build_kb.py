@@ -19,7 +19,7 @@ from rich.table import Table
 from kebiolm.console import console
 from kebiolm.data import knowledge_base
 from kebiolm.errors import UserError
-from kebiolm.files import atomic_folder, describe_file, write_json
+from kebiolm.files import atomic_folder, describe_file, has_format, write_json
 from preprocessing import rrf
 from preprocessing.rrf_batches import Batch, ConceptRows, Reader
 
@@ -33,6 +33,9 @@ SELF_LOOP = "self-loop"
 DUPLICATE = "duplicate"
 FOREIGN_SOURCE = "source not English"
 SPARE_DEFINITION = "concept has a preferred definition"
+
+# Files that a UMLS subset may have without a row in them, and what the knowledge base then lacks.
+_MAY_BE_EMPTY = {"MRREL.RRF": "there are no triples", "MRDEF.RRF": "no concept has a definition"}
 
 # A concept has one definition here; these sources are asked first, the others in alphabetical order.
 DEFINITION_SOURCES = ("MSH", "NCI")
@@ -55,15 +58,16 @@ def build_kb(
 
     Args:
         umls: folder with MRCONSO.RRF, MRREL.RRF, MRSTY.RRF and, optionally, MRDEF.RRF and MRFILES.RRF; plain or .gz.
+            MRREL.RRF and MRDEF.RRF may be empty.
         out: folder to write; see `kebiolm.data.knowledge_base` for its tables.
         settings: which rows to keep.
-        overwrite: replace a folder that exists.
+        overwrite: replace an earlier knowledge base at `out`.
 
     Returns:
         The manifest that was written.
 
     Raises:
-        UserError: a file or column is missing, a file cannot be read to its end, or `out` exists.
+        UserError: a file or column is missing, a file cannot be read to its end, or `out` may not be written.
     """
     # Needs spaCy and SciPy, which reading a knowledge base does not.
     from preprocessing.linker import build_link_index
@@ -71,14 +75,16 @@ def build_kb(
     settings = settings or BuildSettings()
     # Missing files and columns come to light now, before minutes of reading.
     conso = rrf.find_file(umls, "MRCONSO.RRF", ("CUI", "LAT", "TS", "STT", "ISPREF", "SAB", "STR", "SUPPRESS"))
-    rel = rrf.find_file(umls, "MRREL.RRF", ("CUI1", "CUI2", "RELA", "SUPPRESS"))
+    rel = rrf.find_file(umls, "MRREL.RRF", ("CUI1", "CUI2", "RELA", "SUPPRESS"), may_be_empty=True)
     sty = rrf.find_file(umls, "MRSTY.RRF", ("CUI", "TUI", "STY"))
     mrdef = None
     if rrf.has_file(umls, "MRDEF.RRF"):
-        mrdef = rrf.find_file(umls, "MRDEF.RRF", ("CUI", "SAB", "DEF", "SUPPRESS"))
+        mrdef = rrf.find_file(umls, "MRDEF.RRF", ("CUI", "SAB", "DEF", "SUPPRESS"), may_be_empty=True)
 
     reader = Reader()
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(
+        out, overwrite=overwrite, is_ours=lambda folder: has_format(folder, knowledge_base.FORMAT), inputs=[umls]
+    ) as folder:
         names, foreign_sources = _read_names(reader, conso, settings)
         preferred = names.filter(names["is_preferred"]).sort_by("cui")
         cuis = preferred["cui"].combine_chunks()
@@ -128,6 +134,9 @@ def print_summary(manifest: dict[str, Any], out: Path) -> None:
             console.print(f"{count:>12,}  {name.replace('_', ' ')}")
     if "MRDEF.RRF" not in manifest["inputs"]:
         console.print("MRDEF.RRF is not there: no concept has a definition.")
+    for name, lack in _MAY_BE_EMPTY.items():
+        if name in manifest["inputs"] and not manifest["counts"]["rows"][name]["read"]:
+            console.print(f"[yellow]warning:[/] {name} is empty: {lack}.")
     for example in manifest["reject_examples"]:
         console.print(f"[red]rejected[/] {example['file']}:{example['line']}: {example['reason']}")
     for name, described in manifest["inputs"].items():

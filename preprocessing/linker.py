@@ -32,7 +32,15 @@ import pyarrow as pa
 from scipy import sparse
 
 from kebiolm.errors import UserError
-from kebiolm.files import atomic_folder, describe_file, read_manifest, sha256_of_json, verify_file, write_json
+from kebiolm.files import (
+    atomic_folder,
+    describe_file,
+    has_format,
+    read_manifest,
+    sha256_of_json,
+    verify_file,
+    write_json,
+)
 
 FORMAT, VERSION = "kebiolm-link-index", 1
 
@@ -78,7 +86,7 @@ def build_link_index(
     Args:
         names: [P] names; a name may stand there several times, with different concepts.
         cuis: [P] the concept of each.
-        out: folder to write; a former one is replaced.
+        out: folder to write; a former index is replaced.
         min_df: drop 3-grams that fewer distinct names contain; None chooses scispaCy's 10, or 1 (drop nothing) below
             10,000 names.
 
@@ -102,7 +110,7 @@ def build_link_index(
     per_name = Counter(name for name, _ in pairs)
     vectorless = len(distinct_names) - len(np.unique(postings.indices))
 
-    with atomic_folder(out, overwrite=True) as folder:
+    with atomic_folder(out, overwrite=True, is_ours=lambda folder: has_format(folder, FORMAT)) as folder:
         (folder / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
         np.save(folder / "idf.npy", idf)
         np.save(folder / "postings_start.npy", postings.indptr)

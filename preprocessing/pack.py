@@ -35,7 +35,7 @@ from kebiolm.data.shard_format import (
 )
 from kebiolm.data.tokenizer import describe_tokenizer, load_tokenizer, save_tokenizer
 from kebiolm.errors import UserError
-from kebiolm.files import atomic_folder, describe_file, sha256_of_json, write_json
+from kebiolm.files import atomic_folder, describe_file, has_format, sha256_of_json, write_json
 from preprocessing.align import TokenizedDocument, tokenize_documents
 from preprocessing.annotation_store import AnnotatedCorpus
 from preprocessing.best_fit import NUM_SPECIAL_PIECES, SequencePacker
@@ -181,19 +181,22 @@ def pack(
         out: the shards folder to make.
         settings: lengths, cap, split.
         knowledge_base: folder made by `kebiolm kb build`, for the names and semantic types in the entity vocabulary.
-        overwrite: replace `out` if it exists.
+        overwrite: replace an earlier shards folder at `out`.
 
     Returns:
         The manifest that was written.
 
     Raises:
-        UserError: an input folder is broken, `out` exists, or there is nothing to train on.
+        UserError: an input folder is broken, `out` may not be written, or there is nothing to train on.
     """
     settings = settings or PackSettings()
     corpus = AnnotatedCorpus.load(annotated)
     base = KnowledgeBase.load(knowledge_base) if knowledge_base else None
     pieces = load_tokenizer(tokenizer)
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    inputs = [annotated, tokenizer, *([knowledge_base] if knowledge_base else [])]
+    with atomic_folder(
+        out, overwrite=overwrite, is_ours=lambda folder: has_format(folder, FORMAT), inputs=inputs
+    ) as folder:
         vocab = _build_vocabulary(corpus, settings, base)
         vocab.save(folder / entity_vocab.FILE_NAME)
         names = [f"{TOKENIZER_FOLDER}/{name}" for name in save_tokenizer(pieces, folder / TOKENIZER_FOLDER)]

@@ -73,22 +73,26 @@ class RowCounts:
             self.examples.append({"file": file.name, "line": line, "reason": reason})
 
 
-def find_file(folder: Path, name: str, needed_columns: Sequence[str]) -> RrfFile:
+def find_file(folder: Path, name: str, needed_columns: Sequence[str], *, may_be_empty: bool = False) -> RrfFile:
     """Find a table, plain or .gz, and its layout.
 
     Args:
         folder: the META folder of a UMLS release or subset.
         name: "MRCONSO.RRF", "MRREL.RRF", "MRSTY.RRF" or "MRDEF.RRF".
         needed_columns: columns that the caller will read.
+        may_be_empty: take a file without a byte for a table without rows; a UMLS subset has such files.
 
     Raises:
-        UserError: the file is missing, or the layout of MRFILES.RRF lacks a needed column.
+        UserError: the file is missing or empty, or the layout of MRFILES.RRF lacks a needed column.
     """
     path = _plain_or_gzip(folder, name)
     if path is None:
         got = "no such file, plain or .gz" if folder.is_dir() else f"no folder {folder}"
         mend = "give --umls the META folder that has the RRF files"
         raise UserError(folder / name, got=got, expected=f"the UMLS table {name}", mend=mend)
+    if not may_be_empty and _is_empty(path):
+        mend = "extract or download the file again, or make the UMLS subset again"
+        raise UserError(path, got="an empty file", expected=f"rows of the UMLS table {name}", mend=mend)
     columns, rows_listed = _read_layout(folder, name)
     missing = [column for column in needed_columns if column not in columns]
     if missing:
@@ -115,11 +119,14 @@ def read_rows(file: RrfFile, columns: Sequence[str], counts: RowCounts) -> Itera
         counts: is brought up to date before each table is yielded.
 
     Yields:
-        Tables of non-null string columns, about 8 MB of the file each, so memory does not grow with the file.
+        Tables of non-null string columns, about 8 MB of the file each, so memory does not grow with the file; none
+        where the file is empty.
 
     Raises:
-        UserError: the file is empty or cut short, is not RRF, or has no row that can be read.
+        UserError: the file is cut short, is not RRF, or has rows and none that can be read.
     """
+    if _is_empty(file.path):
+        return
     bad_lines: list[int] = []
 
     def skip_row(row: pyarrow.csv.InvalidRow) -> str:
@@ -217,6 +224,15 @@ def _plain_or_gzip(folder: Path, name: str) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file, once unpacked, has not a single byte; one that cannot be unpacked has some."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            return not file.read(1)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        return False
 
 
 def _read_layout(folder: Path, name: str) -> tuple[tuple[str, ...], int | None]:

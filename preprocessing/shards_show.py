@@ -131,7 +131,8 @@ def _document_parts(
     for number, row in enumerate(concepts, start=1):
         name = "outside the entity vocabulary" if row == NIL_ROW else vocab.name(row)
         cui = Text(vocab.cui(row), _concept_style(row, concepts))
-        legend.add_row(Text(str(number), "dim"), cui, name, Text(vocab.semantic_type(row), "dim"), f"x{counts[row]}")
+        types = Text(", ".join(vocab.semantic_types(row)), "dim")
+        legend.add_row(Text(str(number), "dim"), cui, name, types, f"x{counts[row]}")
     return [text, "", Padding(legend, (0, 0, 0, 2))] if concepts else [text]
 
 

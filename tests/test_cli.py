@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from kebiolm.cli import app, main
+from kebiolm.cli import EXTRAS, app, main
 from tests.training.launch import DEBUG_RECIPE
 
 COMMANDS = ["kb build", "sample", "annotate", "annotate-eval", "pack", "shards show", "transe", "pretrain"]
@@ -99,6 +101,57 @@ def test_tokenizer_that_does_not_match_the_shards(
         file.write(f"deepspeed: {DEBUG_RECIPE.parents[3] / 'deepspeed_configs' / 'zero1_fp32.json'}\n")
         file.write("optimization: {global_batch_size: 8}\n")
     assert "a tokenizer with" in fail(monkeypatch, capfd, "pretrain", recipe)
+
+
+def test_overwrite_spares_folders_of_others(sample_dir: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    kb_build = ["kb", "build", "--umls", sample_dir / "umls", "--overwrite", "--out"]
+    assert "did not make" in fail(monkeypatch, capfd, *kb_build, mine)
+    assert "did not make" in fail(monkeypatch, capfd, "sample", mine, "--overwrite")
+    assert "contains the input" in fail(monkeypatch, capfd, *kb_build, sample_dir)
+    assert (mine / "thesis.txt").exists() and (sample_dir / "umls" / "MRCONSO.RRF").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "absent", "extra"),
+    [
+        (["annotate", "x.xml", "--kb", "kb", "--model", "dictionary", "--out", "out"], "spacy", "kebiolm[prep]"),
+        (["annotate", "x.xml", "--kb", "kb", "--model", "dictionary", "--out", "out"], "ray", "kebiolm[prep]"),
+        (["pretrain", str(DEBUG_RECIPE)], "pydantic", "kebiolm[train]"),
+        (["link", "model", "text"], "torch", "kebiolm[model]"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(command: list[str], absent: str, extra: str) -> None:
+    done = run_without(absent, command)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {absent}: got a package that is not installed; expected ")
+    assert done.stderr.count("\n") == 1 and f"pip install '{extra}'" in done.stderr
+
+
+def test_a_broken_module_of_ours_is_not_hidden() -> None:
+    done = run_without("preprocessing.annotate_job", ["annotate", "x", "--kb", "k", "--model", "m", "--out", "o"])
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "preprocessing.annotate_job" in done.stderr
+
+
+def run_without(module: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process that cannot import a module."""
+    code = f"import sys; sys.modules[{module!r}] = None; sys.argv[0] = 'kebiolm'; from kebiolm.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_every_optional_package_has_its_hint() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    text = (DEBUG_RECIPE.parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    wanted = [re.match(r"\w+", package)[0] for name in ("prep", "model", "train") for package in extras[name]]
+    hints = {package: mend for packages, mend in EXTRAS.items() for package in packages}
+    assert sorted(hints) == sorted(set(wanted) - {"kebiolm"})
+    for name in ("prep", "model", "train"):
+        packages = [re.match(r"\w+", package)[0] for package in extras[name]]
+        assert all(f"'kebiolm[{name}]'" in hints[package] for package in packages if package != "kebiolm")
 
 
 def test_unknown_setting(monkeypatch, capfd) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kebiolm.errors import UserError
@@ -11,6 +11,8 @@ from kebiolm.files import write_text
 
 FILE_NAME = "entity_vocab.tsv"
 HEADER = ("row", "cui", "name", "count", "semantic_type")
+# Between the semantic types of a concept; no UMLS name has it, because it ends the fields of UMLS files.
+_TYPE_SEPARATOR = "|"
 
 # The first rows of every entity table are no concepts: padding, an unknown concept, and "linked to nothing".
 PAD_ROW, UNK_ROW, NIL_ROW = 0, 1, 2
@@ -25,7 +27,7 @@ class EntityVocab:
     concepts always gives the same rows.
 
     Args:
-        entries: (cui, name, count, semantic_type) of each row in order, the special rows first.
+        entries: (cui, name, count, semantic types joined by "|") of each row in order, the special rows first.
     """
 
     def __init__(self, entries: Iterable[tuple[str, str, int, str]]) -> None:
@@ -43,7 +45,7 @@ class EntityVocab:
         *,
         min_count: int = 1,
         names: Mapping[str, str] | None = None,
-        semantic_types: Mapping[str, str] | None = None,
+        semantic_types: Mapping[str, Sequence[str]] | None = None,
     ) -> EntityVocab:
         """Make the vocabulary of a corpus.
 
@@ -51,14 +53,14 @@ class EntityVocab:
             counts: number of mentions of each CUI.
             min_count: CUIs with fewer mentions get no row; their mentions are counted on the [NIL_ENT] row.
             names: preferred name of each CUI; absent ones are empty.
-            semantic_types: name of each CUI's semantic type; absent ones are empty.
+            semantic_types: names of each CUI's semantic types; absent ones have none.
         """
         names, semantic_types = names or {}, semantic_types or {}
         kept = sorted(cui for cui, count in counts.items() if count >= min_count)
         nil_count = sum(counts.values()) - sum(counts[cui] for cui in kept)
         special = [(cui, "", nil_count if row == NIL_ROW else 0, "") for row, cui in enumerate(SPECIAL_CUIS)]
         concepts = [
-            (cui, _one_line(names.get(cui, "")), counts[cui], _one_line(semantic_types.get(cui, ""))) for cui in kept
+            (cui, _one_line(names.get(cui, "")), counts[cui], _joined(semantic_types.get(cui, ()))) for cui in kept
         ]
         return cls(special + concepts)
 
@@ -121,14 +123,19 @@ class EntityVocab:
         """Number of mentions of a row's concept in the annotated corpus."""
         return self._entries[row][2]
 
-    def semantic_type(self, row: int) -> str:
-        """Name of the semantic type of a row's concept; empty where no knowledge base was given."""
-        return self._entries[row][3]
+    def semantic_types(self, row: int) -> tuple[str, ...]:
+        """Names of the semantic types of a row's concept; none where no knowledge base was given."""
+        return tuple(filter(None, self._entries[row][3].split(_TYPE_SEPARATOR)))
 
     def _text(self) -> str:
         lines = ["\t".join(HEADER)]
         lines += ["\t".join(map(str, (row, *entry))) for row, entry in enumerate(self._entries)]
         return "\n".join(lines) + "\n"
+
+
+def _joined(types: Sequence[str]) -> str:
+    """Semantic types as one field."""
+    return _TYPE_SEPARATOR.join(map(_one_line, types))
 
 
 def _one_line(text: str) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kebiolm.errors import UserError
@@ -113,10 +112,10 @@ class KnowledgeBase:
         table = self._concepts
         return dict(zip(table["cui"].to_pylist(), table["preferred_name"].to_pylist(), strict=True))
 
-    def semantic_types(self) -> dict[str, str]:
-        """CUI -> name of its first semantic type ("" for a concept without one), in CUI order."""
-        firsts = pc.list_slice(self._concepts["semantic_type_names"], 0, 1).to_pylist()
-        return {cui: "".join(first) for cui, first in zip(self._concepts["cui"].to_pylist(), firsts, strict=True)}
+    def semantic_types(self) -> dict[str, tuple[str, ...]]:
+        """CUI -> names of its semantic types, sorted by TUI, in CUI order; a concept may have none."""
+        names = self._concepts["semantic_type_names"].to_pylist()
+        return {cui: tuple(types) for cui, types in zip(self._concepts["cui"].to_pylist(), names, strict=True)}
 
     @cached_property
     def _concepts(self) -> pa.Table:

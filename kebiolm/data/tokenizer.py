@@ -22,7 +22,7 @@ _PROBE_TEXT = "Naïve IL-2 (β-blocker) 5-HT3; the patient's T-cells didn't re-g
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer from a folder, offline.
+    """Load a fast tokenizer from a folder, offline; the characters "[MASK]" in a text are text to it, no special piece.
 
     A folder with only a BERT `vocab.txt` (and perhaps the small JSON files that older releases have) will do.
 
@@ -54,6 +54,9 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
             raise UserError(
                 folder, got=f"a vocabulary without {name} ({token})", expected="a BERT vocabulary", mend=_MEND
             )
+    # The first is for calls of the tokenizer, which set the second anew; the second is for calls of its backend.
+    tokenizer.split_special_tokens = True
+    tokenizer.backend_tokenizer.encode_special_tokens = True
     return tokenizer
 
 

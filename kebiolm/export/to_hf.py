@@ -42,17 +42,18 @@ def export_checkpoint(path: Path, out: Path, *, overwrite: bool = False) -> Path
     Args:
         path: a checkpoint folder, or the OUTPUT folder of a run, whose newest complete checkpoint is taken.
         out: folder to write.
-        overwrite: replace `out` if it exists.
+        overwrite: replace an earlier export at `out`.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: there is no complete checkpoint, its weights do not fit its config.json, or `out` exists.
+        UserError: there is no complete checkpoint, its weights do not fit its config.json, or `out` may not be
+            written.
     """
     checkpoint = find_checkpoint(path)
     files, training = checkpoint / MODEL_FOLDER, _read_training(checkpoint)
-    with atomic_folder(out, overwrite=overwrite, mend="choose another OUT or give --overwrite") as folder:
+    with atomic_folder(out, overwrite=overwrite, is_ours=_is_exported, inputs=[checkpoint]) as folder:
         model = load_weights(KeBioLMConfig.from_pretrained(files), consolidate(checkpoint), where=checkpoint)
         with quiet_transformers():
             model.save_pretrained(folder)
@@ -112,6 +113,11 @@ def check_reload(folder: Path, state: dict[str, Tensor]) -> None:
         raise UserError(
             folder / WEIGHTS_FILE, got="; ".join(problems[:5]), expected="the weights that were written", mend=_MEND
         )
+
+
+def _is_exported(folder: Path) -> bool:
+    """Whether this command made a folder; the folder has no manifest, because other tools read it as it stands."""
+    return all((folder / name).is_file() for name in ("config.json", WEIGHTS_FILE, ENTITY_VOCAB_FILE))
 
 
 def _read_training(checkpoint: Path) -> dict[str, Any]:

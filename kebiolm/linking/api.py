@@ -118,7 +118,7 @@ class KeBioLM:
                 text=text[start:end],
                 cui=best.cui,
                 name=best.name,
-                semantic_types=tuple(filter(None, vocabulary.semantic_type(rows[0]).split("|"))),
+                semantic_types=vocabulary.semantic_types(rows[0]),
                 score=best.weight,
                 probability=probability,
                 alternatives=tuple(others),

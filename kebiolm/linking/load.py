@@ -65,8 +65,6 @@ def _load_config(folder: Path) -> KeBioLMConfig:
 def _load_weights(folder: Path, config: KeBioLMConfig) -> KeBioLMModel:
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise UserError(folder / _WEIGHTS[0], got="no such file", expected="the model's weights", mend=_MEND)
-    # Training keeps the first `max_mentions` of a sequence to bound its memory; a reader wants all of them.
-    config.max_mentions = config.max_position_embeddings
     try:
         with quiet_transformers():
             model, report = KeBioLMModel.from_pretrained(

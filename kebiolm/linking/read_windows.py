@@ -80,7 +80,10 @@ def _read_batch(
     input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
     lengths = torch.tensor([len(row) for row in rows], device=model.device).unsqueeze(1)
     positions = torch.arange(input_ids.shape[1], device=model.device)
-    output = model(input_ids, attention_mask=(positions < lengths).long())
+    # Training keeps the first `max_mentions` of a row to bound its memory; a reader wants all of them. In released
+    # semantics the cap is part of what the model computes.
+    cap = None if model.config.semantics == "released" else input_ids.shape[1]
+    output = model(input_ids, attention_mask=(positions < lengths).long(), max_mentions=cap)
 
     is_piece = (positions >= 1) & (positions < lengths - 1)
     state_sums = _to_numpy((output.last_hidden_state.float() * is_piece.unsqueeze(2)).sum(dim=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich import box
@@ -16,6 +17,8 @@ from kebiolm.linking.type_groups import count_types, shown_type
 _COLOURS = ("cyan", "yellow", "green", "magenta", "bright_blue", "bright_red", "bright_green", "bright_magenta")
 _BAR_WIDTH = 8
 _PARTS_OF_A_CELL = " ▏▎▍▌▋▊▉"
+# A terminal obeys these wherever they come from; a tab and a line feed do no harm.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # From this width on, alternatives have a column to themselves; below, they stand under their concept.
 _WIDE = 100
 
@@ -34,7 +37,7 @@ def print_linked(texts: Sequence[LinkedText], console: Console) -> None:
 
 
 def _highlighted(text: LinkedText, colours: Mapping[str, str]) -> Text:
-    shown = Text(text.text)
+    shown = Text(_printable(text.text))
     for mention in text.mentions:
         shown.stylize(f"bold underline {colours[shown_type(mention)]}", mention.start, mention.end)
     return shown
@@ -51,7 +54,7 @@ def _table(text: LinkedText, colours: Mapping[str, str], *, is_wide: bool) -> Ta
         colour = colours[shown_type(mention)]
         concept, alternatives = _concept(mention), _alternatives(mention)
         cells = [
-            Text.assemble((mention.text, f"bold {colour}"), (f"\n{mention.start}-{mention.end}", "dim")),
+            Text.assemble((_printable(mention.text), f"bold {colour}"), (f"\n{mention.start}-{mention.end}", "dim")),
             concept if is_wide else Group(concept, alternatives),
             Text.assemble((_bar(mention.score), colour), f" {mention.score:.2f}"),
         ]
@@ -60,17 +63,23 @@ def _table(text: LinkedText, colours: Mapping[str, str], *, is_wide: bool) -> Ta
 
 
 def _concept(mention: LinkedMention) -> Text:
-    shown = Text.assemble((mention.cui, "bold"), f" {mention.name}")
+    shown = Text.assemble((_printable(mention.cui), "bold"), f" {_printable(mention.name)}")
     if mention.semantic_types:
-        shown.append("\n" + ", ".join(mention.semantic_types), "dim")
+        shown.append("\n" + _printable(", ".join(mention.semantic_types)), "dim")
     return shown
 
 
 def _alternatives(mention: LinkedMention) -> Table:
     lines = Table.grid("", "", Column(overflow="fold"), padding=(0, 1))
     for candidate in mention.alternatives:
-        lines.add_row(f"{candidate.weight:.2f}", Text(candidate.cui, style="dim"), Text(candidate.name))
+        cui, name = Text(_printable(candidate.cui), style="dim"), Text(_printable(candidate.name))
+        lines.add_row(f"{candidate.weight:.2f}", cui, name)
     return lines
+
+
+def _printable(text: str) -> str:
+    """A text without control characters; each is one U+FFFD, so that positions stay."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def _bar(share: float) -> str:

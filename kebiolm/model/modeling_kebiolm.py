@@ -145,6 +145,7 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
         attention_mask: Tensor | None = None,
         mention_spans: Tensor | None = None,
         entity_labels: Tensor | None = None,
+        max_mentions: int | None = None,
     ) -> KeBioLMModelOutput:
         """Encode a batch.
 
@@ -159,6 +160,7 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
                 mentions. None: mentions are detected.
             entity_labels: [N] int64 rows of the entity table for given mentions, -100 for none. They do not
                 change the states; they are looked up for the linking loss.
+            max_mentions: detected mentions kept for each row; None: as the config says.
 
         Raises:
             ValueError: rows longer than `max_position_embeddings`, or labels without mentions.
@@ -170,7 +172,7 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
         hidden = self.context_encoder(hidden, mask)  # Eq. 1
         bio_logits = self.mention_detector(hidden)  # Eq. 2
         if mention_spans is None:
-            mention_spans = self._detect_mentions(bio_logits, document_index)
+            mention_spans = self._detect_mentions(bio_logits, document_index, max_mentions)
         entities = self.entity_linker(mentions.mention_vectors(hidden, mention_spans), entity_labels)  # Eq. 3
         if self.config.fuses_entities:
             hidden = self._fuse(hidden, entities.entity_vectors, mention_spans)  # Eq. 4
@@ -206,9 +208,10 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
             position_ids = restarting_position_ids(document_index)
         return document_index, position_ids, attention_mask_of_segments(document_index)
 
-    def _detect_mentions(self, bio_logits: Tensor, document_index: Tensor) -> Tensor:
+    def _detect_mentions(self, bio_logits: Tensor, document_index: Tensor, max_mentions: int | None) -> Tensor:
         decode = mentions.spans_of_labels if self.config.semantics == "paper" else released.released_spans_of_labels
-        return decode(bio_logits.argmax(dim=-1), document_index, self.config.max_mentions)
+        cap = self.config.max_mentions if max_mentions is None else max_mentions
+        return decode(bio_logits.argmax(dim=-1), document_index, cap)
 
     def _fuse(self, hidden: Tensor, entity_vectors: Tensor, mention_spans: Tensor) -> Tensor:
         find = mentions.mention_of_token if self.config.semantics == "paper" else released.released_mention_of_token

@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 
+from kebiolm.errors import UserError
 from preprocessing.document import Document, Reject
 from preprocessing.sources.record import make_record, make_reject
 
@@ -20,8 +21,8 @@ from preprocessing.sources.record import make_record, make_reject
 def read_pubmed_xml(stream: BinaryIO, name: str) -> Iterator[Document | Reject]:
     """Read one record from each article, book article and deleted citation.
 
-    Broken XML and forbidden declarations end the file: what stood before them is kept, and one reject ("bad-xml",
-    "forbidden-xml") tells after how many records the rest was given up.
+    Broken XML, an encoding that cannot be read and forbidden declarations end the file: what stood before them is kept,
+    and one reject ("bad-xml", "forbidden-xml") tells after how many records the rest was given up.
     """
     records = 0
     try:
@@ -31,15 +32,37 @@ def read_pubmed_xml(stream: BinaryIO, name: str) -> Iterator[Document | Reject]:
     except ParseError as error:
         source = f"{name}:{error.position[0]}"
         yield make_reject(source=source, reason="bad-xml", detail=f"{error}; the rest is lost after {records} records")
+    except _EncodingError as error:
+        yield make_reject(source=name, reason="bad-xml", detail=f"{error}; the rest is lost after {records} records")
     except DefusedXmlException as error:
         detail = f"entity or external reference refused ({error}); the rest is lost after {records} records"
         yield make_reject(source=name, reason="forbidden-xml", detail=detail)
 
 
-def _read_elements(stream: BinaryIO, name: str) -> Iterator[Document | Reject]:
+class _EncodingError(Exception):
+    """The file declares an encoding that the parser does not know, or cannot read."""
+
+
+def _parse(stream: BinaryIO) -> Iterator[tuple[str, Element]]:
+    """The parser's ("start" or "end", element) pairs."""
     events = iterparse(stream, events=("start", "end"), forbid_dtd=False, forbid_entities=True, forbid_external=True)
+    while True:
+        # Of an encoding the parser says LookupError, or ValueError where a character has several bytes. Only its own
+        # step is guarded, so that no mistake of this program is taken for one of the file.
+        try:
+            event = next(events, None)
+        except (DefusedXmlException, UserError):
+            raise
+        except (LookupError, ValueError) as error:
+            raise _EncodingError(error) from None
+        if event is None:
+            return
+        yield event
+
+
+def _read_elements(stream: BinaryIO, name: str) -> Iterator[Document | Reject]:
     open_elements: list[Element] = []
-    for event, element in events:
+    for event, element in _parse(stream):
         if event == "start":
             open_elements.append(element)
             continue

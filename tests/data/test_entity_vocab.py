@@ -40,16 +40,15 @@ def test_min_count_sends_rare_concepts_to_nil():
 
 def test_save_and_load(tmp_path: Path):
     names = {"C0017861": "1,2,3-Propanetriol", "C0011603": "a name\twith\na break"}
-    vocab = EntityVocab.build(COUNTS, names=names, semantic_types={"C0017861": "Organic Chemical"})
+    types = {"C0017861": ("Organic Chemical", "Pharmacologic Substance")}
+    vocab = EntityVocab.build(COUNTS, names=names, semantic_types=types)
     vocab.save(tmp_path / "vocab.tsv")
     loaded = EntityVocab.load(tmp_path / "vocab.tsv")
     assert loaded.sha256 == vocab.sha256 and len(loaded) == len(vocab)
     row = loaded.row("C0017861")
-    assert (loaded.name(row), loaded.semantic_type(row), loaded.count(row)) == (
-        names["C0017861"],
-        "Organic Chemical",
-        3,
-    )
+    assert (loaded.name(row), loaded.count(row)) == (names["C0017861"], 3)
+    assert loaded.semantic_types(row) == types["C0017861"]
+    assert loaded.semantic_types(loaded.row("C0004057")) == ()
     assert loaded.name(loaded.row("C0011603")) == "a name with a break"
     assert loaded.name(loaded.row("C0004057")) == ""
 

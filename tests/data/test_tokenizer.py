@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from kebiolm.data.tokenizer import check_tokenizer, describe_tokenizer, load_tokenizer, save_tokenizer
 from kebiolm.errors import UserError
@@ -22,6 +23,18 @@ def test_a_folder_with_only_a_vocabulary_loads(tiny_tokenizer_folder: Path):
         "of",
         "[SEP]",
     ]
+
+
+def test_special_pieces_in_a_text_are_text_also_after_saving(tiny_tokenizer_folder: Path, tmp_path: Path):
+    tokenizer = load_tokenizer(tiny_tokenizer_folder)
+    names = save_tokenizer(tokenizer, tmp_path / "copy")
+    special = {tokenizer.mask_token_id, tokenizer.sep_token_id}
+    for loaded in (tokenizer, load_tokenizer(tmp_path / "copy")):
+        assert not special & set(loaded("[MASK] [SEP]", add_special_tokens=False)["input_ids"])
+        assert not special & set(loaded.backend_tokenizer.encode("[MASK] [SEP]", add_special_tokens=False).ids)
+    # Nothing of it is written: a user who loads the folder with transformers may ask for masks.
+    assert AutoTokenizer.from_pretrained(tmp_path / "copy")("[MASK]")["input_ids"][1] == tokenizer.mask_token_id
+    assert not any("split_special" in (tmp_path / "copy" / name).read_text(encoding="utf-8") for name in names)
 
 
 def test_the_released_folder_loads(real_data: Path):

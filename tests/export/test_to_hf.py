@@ -17,7 +17,7 @@ from kebiolm.export.consolidate import consolidate
 from kebiolm.export.to_hf import check_reload, export_checkpoint, load_weights
 from kebiolm.linking import KeBioLM
 from kebiolm.model import KeBioLMConfig, KeBioLMForPreTraining
-from kebiolm.training.checkpoint import find_checkpoint
+from kebiolm.training.checkpoint import MODEL_FOLDER, find_checkpoint
 from tests.export.zero_checkpoints import CASES, EXPECTED, STEP, make_zero_checkpoints
 
 
@@ -82,8 +82,24 @@ def test_existing_folder_stays_unless_told(checkpoints: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="--overwrite"):
         export_checkpoint(checkpoints / "stage1", out)
     assert [path.name for path in out.iterdir()] == ["mine"]
+    with pytest.raises(UserError, match="did not make"):
+        export_checkpoint(checkpoints / "stage1", out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    (out / "mine").unlink()
     export_checkpoint(checkpoints / "stage1", out, overwrite=True)
-    assert not (out / "mine").exists()
+    (out / "README.md").write_text("an older card")
+    export_checkpoint(checkpoints / "stage1", out, overwrite=True)
+    assert (out / "README.md").read_text() != "an older card"
+
+
+def test_a_checkpoint_is_never_replaced_by_its_export(checkpoints: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(checkpoints / "stage1", tmp_path / "run"))
+    checkpoint = find_checkpoint(run)
+    files = sorted(run.rglob("*"))
+    for out in (run, checkpoint, checkpoint / MODEL_FOLDER):
+        with pytest.raises(UserError, match="the input"):
+            export_checkpoint(run, out, overwrite=True)
+    assert sorted(run.rglob("*")) == files
 
 
 def test_a_lost_shard_is_named(checkpoints: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def write_model_folder(folder: Path, tokenizer_folder: Path) -> None:
     vocabulary = EntityVocab.build(
         {ASPIRIN: 5, HEADACHE: 3, PAIN: 2},
         names={ASPIRIN: "Aspirin", HEADACHE: "Headache <b>", PAIN: "Pain"},
-        semantic_types={ASPIRIN: "Organic Chemical|Pharmacologic Substance", HEADACHE: "Sign & Symptom"},
+        semantic_types={ASPIRIN: ("Organic Chemical", "Pharmacologic Substance"), HEADACHE: ("Sign & Symptom",)},
     )
     vocabulary.save(folder / FILE_NAME)
     config = KeBioLMConfig(

@@ -11,6 +11,9 @@ import torch
 
 from kebiolm.linking import KeBioLM
 from kebiolm.linking.linked_text import to_json
+from kebiolm.linking.windows import make_windows
+from preprocessing.align import tokenize_documents
+from preprocessing.document import Document
 from tests.linking.hand_made_model import ASPIRIN, ENTITY_SIZE, HEADACHE, HIDDEN_SIZE, PAIN, WINDOW
 
 TEXT = "Aspirin treats severe HEADACHE and pain."
@@ -80,7 +83,7 @@ def test_results_do_not_depend_on_the_other_texts(kebiolm: KeBioLM) -> None:
 def test_encode_is_the_mean_of_the_final_states_without_special_pieces(kebiolm: KeBioLM) -> None:
     ids = kebiolm.tokenizer(TEXT, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        states = kebiolm.model(ids[:, :]).last_hidden_state[0, 1:-1]
+        states = kebiolm.model(ids, max_mentions=WINDOW).last_hidden_state[0, 1:-1]
     assert len(states) <= WINDOW
     np.testing.assert_allclose(kebiolm.encode([TEXT])[0], states.mean(0).numpy(), atol=1e-5)
     assert not kebiolm.encode([""]).any()
@@ -93,6 +96,23 @@ def test_encode_mentions_gives_vectors_in_the_space_of_entities(kebiolm: KeBioLM
     assert with_mentions[:, :3].argmax(axis=1).tolist() == [0, 1, 2]
 
 
+def test_special_pieces_in_a_text_are_text(kebiolm: KeBioLM) -> None:
+    text = "[SEP] pain [MASK][CLS] aspirin [PAD]"
+    (linked,) = kebiolm.link([text])
+    assert [m.text for m in linked.mentions] == ["pain", "aspirin"]
+    (document,) = tokenize_documents(kebiolm.tokenizer, [Document(doc_id="1", text=text)], kebiolm.vocabulary)
+    windows = make_windows(kebiolm.tokenizer, [text], 100)
+    assert windows[0].input_ids == document.input_ids.tolist()
+
+
+def test_the_config_stays_as_it_was_trained(model_folder: Path, tmp_path: Path) -> None:
+    kebiolm = KeBioLM.from_pretrained(model_folder, device="cpu")
+    kebiolm.link([TEXT])
+    kebiolm.model.save_pretrained(tmp_path)
+    saved, trained = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, model_folder))
+    assert saved["max_mentions"] == trained["max_mentions"] == 2
+
+
 def test_lone_surrogates_keep_positions(kebiolm: KeBioLM) -> None:
     (linked,) = kebiolm.link(["\ud800 pain"])
     assert linked.text == "\ufffd pain"
@@ -103,7 +123,8 @@ def test_released_semantics_has_no_filled_up_mentions(model_folder: Path, tmp_pa
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"semantics": "released"}))
-    texts = ["Aspirin pain", "the", "", "severe headache"]
+    # As released, the third mention of a row is cut: the model was trained with two.
+    texts = ["Aspirin pain headache", "the", "", "severe headache"]
     linked = KeBioLM.from_pretrained(folder, device="cpu").link(texts)
     assert [[m.text for m in one.mentions] for one in linked] == [["Aspirin", "pain"], [], [], ["headache"]]
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -97,6 +98,19 @@ def test_table_prints_markup_as_it_stands(capsys: pytest.CaptureFixture[str]) ->
     assert NASTY.text in printed
     assert "C0000001" in printed and "0.75" in printed and "[red]b" in printed
     assert "no mention detected" in printed
+
+
+def test_table_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    nasty = "\x1b]0;title\x07\x1b[2J\r\x08\x9b31m\x7f"
+    candidate = Candidate(cui=nasty, name=nasty, weight=0.5)
+    mention = replace(
+        NASTY.mentions[0], start=len(nasty), end=len(nasty) + 4, text="pain", cui=nasty, name=nasty,
+        semantic_types=(nasty,), alternatives=(candidate,),
+    )  # fmt: skip
+    print_linked([LinkedText(text=f"{nasty}pain\tand\nmore", mentions=(mention,))], Console(width=120))
+    printed = capsys.readouterr().out
+    assert not set(printed) & set("\x1b\x07\r\x08\x9b\x7f")
+    assert "pain" in printed and "more" in printed
 
 
 @pytest.mark.parametrize("width", [40, 60, 200])

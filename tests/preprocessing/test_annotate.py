@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,14 @@ from typer.testing import CliRunner
 from kebiolm.errors import UserError
 from kebiolm.files import sha256_of_file
 from preprocessing.annotate import Annotator
-from preprocessing.annotate_job import AnnotationJob, UnitWorker, close_job, list_inputs, open_job
+from preprocessing.annotate_job import (
+    LOCK_FILE,
+    AnnotationJob,
+    UnitWorker,
+    close_job,
+    list_inputs,
+    open_job,
+)
 from preprocessing.annotate_ray import ray_session, run_job, run_units
 from preprocessing.annotation_eval import evaluate, read_codes
 from preprocessing.annotation_store import AnnotatedCorpus, part_name
@@ -34,7 +44,7 @@ def annotate(small_kb: Path, records: Iterable[Document | Reject], threshold: fl
     annotator = Annotator(
         finder=load_finder("dictionary", names=names), index=LinkIndex.load(small_kb / "linker"), threshold=threshold
     )
-    return list(annotator.annotate(records))
+    return list(annotator.annotate(records, source="file.jsonl"))
 
 
 def write_inputs(folder: Path, texts_per_file: list[list[str]]) -> tuple[Path, ...]:
@@ -59,9 +69,15 @@ def run_here(job: AnnotationJob) -> dict[str, Any]:
     """Do a job in this process, without Ray."""
     worker = UnitWorker(job, umask=0o022)
     worker.load()
-    for unit in open_job(job, overwrite=False):
-        worker.run(unit, job.inputs[unit])
-    return close_job(job)
+    with open_job(job, overwrite=False) as units:
+        for unit in units:
+            worker.run(unit, job.inputs[unit])
+        return close_job(job)
+
+
+def units_to_do(job: AnnotationJob, *, overwrite: bool = False) -> list[int]:
+    with open_job(job, overwrite=overwrite) as units:
+        return units
 
 
 def test_mentions_are_linked_where_they_stand(small_kb: Path) -> None:
@@ -77,7 +93,8 @@ def test_mentions_are_linked_where_they_stand(small_kb: Path) -> None:
 def test_an_abbreviation_gets_the_concept_of_its_long_form(small_kb: Path) -> None:
     names = [name for names in NAMES.values() for name in names] + ["MRI"]
     finder, index = load_finder("dictionary", names=names), LinkIndex.load(small_kb / "linker")
-    (document,) = Annotator(finder=finder, index=index, threshold=0.85).annotate([Document(doc_id="1", text=TEXT)])
+    annotator = Annotator(finder=finder, index=index, threshold=0.85)
+    (document,) = annotator.annotate([Document(doc_id="1", text=TEXT)], source="file.jsonl")
     assert isinstance(document, Document)
     cuis = [m.cui for m in document.mentions if TEXT[m.start : m.end] == "MRI"]
     assert cuis == ["C0009871", "C0009871"]
@@ -90,7 +107,7 @@ def test_the_threshold_is_strict(small_kb: Path) -> None:
     assert 0.5 < score < 1
     finder = load_finder("dictionary", names=["aspirin", "hearts attack"])
     for threshold, expected in ((score, 1), (score - 1e-6, 2)):
-        (result,) = Annotator(finder=finder, index=index, threshold=threshold).annotate([document])
+        (result,) = Annotator(finder=finder, index=index, threshold=threshold).annotate([document], source="file.jsonl")
         assert isinstance(result, Document) and len(result.mentions) == expected
 
 
@@ -104,7 +121,8 @@ def test_each_record_gives_one_in_order(small_kb: Path) -> None:
     assert [type(record) for record in result if record is not reject].count(Reject) == 1
     assert result[0] is reject
     failed = result[301]
-    assert isinstance(failed, Reject) and (failed.doc_id, failed.reason) == ("301", "ner-error")
+    assert isinstance(failed, Reject)
+    assert (failed.doc_id, failed.source, failed.reason) == ("301", "file.jsonl", "ner-error")
     assert all(len(record.mentions) == 1 for record in result if isinstance(record, Document))
 
 
@@ -141,14 +159,14 @@ def test_any_number_of_workers_gives_the_same_bytes(job: AnnotationJob, local_ra
 def test_a_rerun_makes_only_what_is_missing(job: AnnotationJob) -> None:
     run_here(job)
     before = hashes(job.out)
-    assert open_job(job, overwrite=False) == []
+    assert units_to_do(job) == []
     (job.out / f"{part_name(1)}.json").unlink()
     part = job.out / f"{part_name(2)}.parquet"
     part.write_bytes(part.read_bytes()[:-1])
     (job.out / ".part-00003.parquet.1.tmp").write_bytes(b"left over by a killed process")
     with pytest.raises(UserError, match="cut short"):
         AnnotatedCorpus.load(job.out)
-    assert open_job(job, overwrite=False) == [1, 2]
+    assert units_to_do(job) == [1, 2]
     run_here(job)
     assert hashes(job.out) == before
 
@@ -156,14 +174,14 @@ def test_a_rerun_makes_only_what_is_missing(job: AnnotationJob) -> None:
 def test_a_changed_job_is_refused_and_says_what_changed(job: AnnotationJob) -> None:
     run_here(job)
     with pytest.raises(UserError, match=r"settings.threshold: 0.85 -> 0.9; expected"):
-        open_job(replace(job, threshold=0.9), overwrite=False)
+        units_to_do(replace(job, threshold=0.9))
     with pytest.raises(UserError, match=r"inputs: 4 -> 3 of them"):
-        open_job(replace(job, inputs=job.inputs[:3]), overwrite=False)
+        units_to_do(replace(job, inputs=job.inputs[:3]))
     with open(job.inputs[1], "a", encoding="utf-8") as file:
         file.write('{"id": "new", "text": "Aspirin."}\n')
     with pytest.raises(UserError, match=r"inputs\[1\].bytes.*inputs\[1\].sha256"):
-        open_job(job, overwrite=False)
-    assert open_job(job, overwrite=True) == [0, 1, 2, 3]
+        units_to_do(job)
+    assert units_to_do(job, overwrite=True) == [0, 1, 2, 3]
     assert run_here(job)["counts"]["documents_in"] == 13
 
 
@@ -179,8 +197,41 @@ def test_a_foreign_folder_is_never_touched(job: AnnotationJob) -> None:
     (job.out / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="other files"):
-            open_job(job, overwrite=overwrite)
+            units_to_do(job, overwrite=overwrite)
     assert (job.out / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwriting_begins_anew_and_spares_the_inputs(job: AnnotationJob) -> None:
+    run_here(job)
+    assert units_to_do(job, overwrite=True) == [0, 1, 2, 3]
+    assert {file.name for file in job.out.iterdir()} == {"job.json", LOCK_FILE}
+    for out in (job.inputs[0].parent, job.kb, job.kb / "annotated"):
+        with pytest.raises(UserError, match="the input"):
+            units_to_do(replace(job, out=out), overwrite=True)
+    assert all(path.is_file() for path in job.inputs)
+
+
+def test_one_folder_has_one_driver(job: AnnotationJob, tmp_path: Path) -> None:
+    """A second process is refused and leaves the first one's unfinished parts alone; a killed one holds nothing."""
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    code = """if True:
+        import pickle, sys, time
+        from preprocessing.annotate_job import open_job
+        with open(sys.argv[1], "rb") as file, open_job(pickle.load(file), overwrite=False):
+            print("held", flush=True)
+            time.sleep(60)"""
+    command = [sys.executable, "-c", code, str(tmp_path / "job")]
+    unfinished = job.out / ".part-00000.parquet.1.tmp"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        unfinished.touch()
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="another annotate is running"):
+                units_to_do(job, overwrite=overwrite)
+        assert unfinished.exists()
+        first.kill()
+    assert units_to_do(job) == [0, 1, 2, 3]
+    assert not unfinished.exists()
 
 
 def test_a_killed_worker_costs_nothing(job: AnnotationJob, local_ray: None) -> None:
@@ -197,7 +248,7 @@ def test_a_killed_worker_costs_nothing(job: AnnotationJob, local_ray: None) -> N
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().run(unit, path)
 
-    open_job(again, overwrite=False)
+    units_to_do(again)
     assert run_units(dict(enumerate(again.inputs)), Killed, (again, 0o022), workers=2) == 12
     assert killed_before.exists()
     close_job(again)
@@ -274,7 +325,7 @@ def test_command_line(job: AnnotationJob, local_ray: None, tmp_path: Path) -> No
 def test_mistakes_are_told_before_any_work(job: AnnotationJob, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         changed = replace(job, **change)
-        open_job(replace(changed, inputs=list_inputs(changed.inputs)), overwrite=False)
+        units_to_do(replace(changed, inputs=list_inputs(changed.inputs)))
     assert "\n" not in str(error.value)
     assert not job.out.exists()
 

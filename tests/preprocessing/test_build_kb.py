@@ -223,6 +223,36 @@ def test_existing_folder_needs_overwrite(tiny_umls: Path, tmp_path: Path) -> Non
     build_kb(tiny_umls, tmp_path / "kb", overwrite=True)
 
 
+def test_the_umls_files_are_never_overwritten(tiny_umls: Path, tmp_path: Path) -> None:
+    for out in (tiny_umls, tmp_path, tiny_umls / "kb"):
+        with pytest.raises(UserError, match="the input"):
+            build_kb(tiny_umls, out, overwrite=True)
+    assert len(list(tiny_umls.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["MRDEF.RRF", "MRDEF.RRF.gz", "MRREL.RRF", "MRREL.RRF.gz"])
+def test_a_subset_without_definitions_or_relations(
+    tiny_umls: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    table = name.removesuffix(".gz")
+    (tiny_umls / table).unlink()
+    (tiny_umls / name).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+    manifest = build_kb(tiny_umls, tmp_path / "kb")
+    warning = {"MRDEF.RRF": "no concept has a definition", "MRREL.RRF": "there are no triples"}[table]
+    assert f"{table} is empty: {warning}" in " ".join(capsys.readouterr().out.split())
+    assert manifest["counts"]["rows"][table] == {"read": 0, "rejected": {}, "dropped": {}, "kept": 0}
+    kb = KnowledgeBase.load(tmp_path / "kb")
+    assert kb.concepts()["definition"].null_count == (3 if table == "MRDEF.RRF" else 2)
+    assert kb.triples().num_rows == (0 if table == "MRREL.RRF" else 2)
+
+
+@pytest.mark.parametrize("name", ["MRCONSO.RRF", "MRSTY.RRF"])
+def test_no_concepts_or_types_is_an_error(tiny_umls: Path, tmp_path: Path, name: str) -> None:
+    (tiny_umls / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"{name}: got an empty file"):
+        build_kb(tiny_umls, tmp_path / "kb")
+
+
 def test_command_line(tiny_umls: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["kb", "build", "--umls", str(tiny_umls), "--out", str(tmp_path / "kb")])
     assert result.exit_code == 0, result.output
@@ -261,7 +291,10 @@ class TestKnowledgeBaseReader:
         names = kb.preferred_names()
         assert len(names) == kb.num_concepts and list(names) == sorted(names)
         assert names["C0017861"] == "1,2,3-Propanetriol"
-        assert kb.semantic_types()["C0011603"] == "Disease or Syndrome"
+        types = kb.semantic_types()
+        assert list(types) == sorted(names)
+        assert types["C0011603"] == ("Disease or Syndrome",)
+        assert sorted(len(names) for names in types.values())[-2:] == [1, 2]
         assert sum(kb.names()["is_preferred"].to_pylist()) == kb.num_concepts
 
     def test_folder_that_is_no_knowledge_base(self, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from kebiolm.cli import app
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.errors import UserError
+from kebiolm.files import read_manifest
 from preprocessing.document import Document
 from preprocessing.sample.abstracts import make_abstracts
-from preprocessing.sample.build import SampleSettings, build_sample
+from preprocessing.sample.build import FORMAT, VERSION, SampleSettings, build_sample
 from preprocessing.sample.concepts import AMBIGUOUS_NAMES, all_concepts
 from preprocessing.sample.relations import RELATIONS, all_facts
 from preprocessing.sources.open_source import open_source
@@ -176,6 +177,22 @@ def test_existing_folder_needs_overwrite(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="--overwrite"):
         build_sample(tmp_path / "out", SMALL)
+    build_sample(tmp_path / "out", SMALL, overwrite=True)
+    build_sample(tmp_path / "out", SMALL, overwrite=True)
+
+
+def test_only_a_sample_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="did not make"):
+        build_sample(tmp_path, SMALL, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_manifest_describes_every_file(sample_dir: Path) -> None:
+    manifest = read_manifest(sample_dir, FORMAT, VERSION, made_by="kebiolm sample")
+    on_disk = {path.relative_to(sample_dir).as_posix() for path in sample_dir.rglob("*") if path.is_file()}
+    assert set(manifest["files"]) == on_disk - {"manifest.json"}
+    assert manifest["counts"]["abstracts"] == len(gold_documents(sample_dir))
 
 
 def test_command_line(tmp_path: Path) -> None:

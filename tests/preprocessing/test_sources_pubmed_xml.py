@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import resource
 from pathlib import Path
 
 import pytest
 
+from kebiolm.errors import UserError
 from preprocessing.document import Document, Reject
 from preprocessing.sources import open_source
+from preprocessing.sources.pubmed_xml import read_pubmed_xml
 
 DOCTYPE = (
     '<?xml version="1.0" encoding="utf-8"?>\n'
@@ -137,6 +140,24 @@ def test_invalid_utf8_in_xml(tmp_path: Path) -> None:
     documents, rejects = read(path)
     assert [document.doc_id for document in documents] == ["1"]
     assert [reject.reason for reject in rejects] == ["bad-xml"]
+
+
+@pytest.mark.parametrize("encoding", ["foo-8", "shift_jis", "hex", "utf-16"])
+def test_an_encoding_that_cannot_be_read_is_a_reject(tmp_path: Path, encoding: str) -> None:
+    head = f'<?xml version="1.0" encoding="{encoding}"?>\n'
+    documents, rejects = read(write(tmp_path / "a.xml", article("1", "T", plain("Text.")), head=head))
+    assert documents == []
+    assert [reject.reason for reject in rejects] == ["bad-xml"]
+    assert rejects[0].source.startswith("a.xml") and "encoding" in rejects[0].detail
+
+
+def test_a_users_mistake_is_no_bad_xml() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise UserError("stream", got="x", expected="y", mend="z")
+
+    with pytest.raises(UserError, match="stream"):
+        list(read_pubmed_xml(Failing(), "a.xml"))
 
 
 def test_gzip_cut_short_keeps_what_stands_before_the_cut(tmp_path: Path) -> None:
