@@ -42,13 +42,12 @@ def main() -> None:
 
 kb_app = typer.Typer(help="Build a knowledge base from UMLS files.", no_args_is_help=True)
 shards_app = typer.Typer(help="Look into packed training shards.", no_args_is_help=True)
-app.add_typer(kb_app, name="kb")
 track_app = typer.Typer(help="Look at a run; deliver its figures to MLflow.", no_args_is_help=True)
+app.add_typer(kb_app, name="kb")
 app.add_typer(shards_app, name="shards")
 app.add_typer(track_app, name="track")
 
-# Commands, in the order in which a newcomer runs them: kb build, sample, annotate, annotate-eval, pack, shards show,
-# transe, pretrain, export, link.
+# Commands stand in the order in which a newcomer runs them.
 
 
 @kb_app.command("build")
