@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # torch first and by exact version: an open range would bring several GB of CUDA packages on a machine without a GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[prep,train,dev]'
 	touch $@
 
@@ -21,7 +21,6 @@ bench: install  ## the benchmarks, with the peers that they run beside this code
 	$(BIN)/python -m tests.benchmarks.bench_transe
 
 quickstart: install  ## the whole way once on the built-in sample, at most 10 minutes on 2 CPU cores
-	rm -rf quickstart
 	PATH="$(abspath $(BIN)):$$PATH" launch/quickstart.sh quickstart
 
 test: install  ## the whole test suite, at most 15 minutes on 2 CPU cores

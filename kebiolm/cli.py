@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kebiolm.console import exit_on_user_error
+from kebiolm import __version__
+from kebiolm.console import console, exit_on_user_error
 from kebiolm.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +25,15 @@ EXTRAS = {
     ("safetensors", "torch"): "pip install 'kebiolm[model]' to use a model, 'kebiolm[train]' to train one",
     ("deepspeed", "mlflow", "pydantic"): "pip install 'kebiolm[train]'",
 }
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        console.print(__version__)
+        raise typer.Exit
 
 
 def main() -> None:

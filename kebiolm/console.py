@@ -73,9 +73,11 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Callabl
         return
 
     started = last_line = time.monotonic()
-    done, last_note = 0, ""
+    done, printed, last_note = 0, None, ""
 
     def print_line() -> None:
+        nonlocal printed
+        printed = done
         seconds = max(time.monotonic() - started, 1e-9)
         of_total = f"/{total}" if total is not None else ""
         note = f" {last_note}" if last_note else ""
@@ -89,7 +91,8 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Callabl
             print_line()
 
     yield advance
-    print_line()
+    if printed != done:
+        print_line()
 
 
 @contextmanager

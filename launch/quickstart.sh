@@ -6,7 +6,7 @@ out=${1:-quickstart}
 export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 step() { printf '\n== %s\n' "$1"; }
-[ ! -e "$out" ] || { echo "$out exists: remove it or give another folder" >&2; exit 2; }
+[ ! -e "$out" ] || { echo "error: $out exists, from an earlier run? Remove it (rm -r $out) or give another folder" >&2; exit 2; }
 
 step "1/8 a miniature UMLS and PubMed"
 kebiolm sample "$out/sample"
@@ -23,7 +23,7 @@ step "5/8 entity vectors: TransE"
 # 1,600 triples are one batch of the default size: smaller batches and more passes instead.
 kebiolm transe --kb "$out/kb" --shards "$out/shards" --out "$out/transe.safetensors" --batch-size 128 --epochs 200
 step "6/8 pretraining: DeepSpeed ZeRO-2, 2 processes"
-deepspeed --num_gpus 2 --module kebiolm.training.pretrain launch/configs/pretrain/quickstart.yaml \
+deepspeed --quiet --num_gpus 2 --module kebiolm.training.pretrain launch/configs/pretrain/quickstart.yaml \
   "shards=$out/shards" "output=$out/run" "entities.init_from=$out/transe.safetensors" \
   "tracking.tracking_uri=sqlite:///$out/mlflow.db"
 step "7/8 export"
@@ -34,7 +34,11 @@ kebiolm link "$out/model" "Patients treated with glycerin show reduced inflammat
 printf '\n== Done\n'
 kebiolm track show "$out/run"
 cat <<EOT
+
+In your shell first:  source .venv/bin/activate
 model         $out/model        kebiolm link $out/model "your text"
 shards        $out/shards       kebiolm shards show $out/shards
 linked page   $out/link.html
+
+It is a toy: a few hundred made-up abstracts. Words that it never saw are often mistaken for mentions.
 EOT

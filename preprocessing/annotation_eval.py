@@ -142,6 +142,14 @@ def evaluate(documents: Iterable[Document], gold: Iterable[GoldDocument], codes:
         )
     counts["gold_documents_not_annotated"] = len(gold_of) - counts["documents_compared"]
     in_gold = counts["gold_mentions"]
+    with_code = in_gold - counts["gold_mentions_without_code"]
+    if with_code and counts["gold_mentions_with_unmapped_code"] == with_code:
+        raise UserError(
+            "the table of codes",
+            got=f"no concept for any of the {with_code} gold mentions that have a code",
+            expected="the codes of this gold file, each with its CUI",
+            mend="give the table that belongs to the gold file",
+        )
     return Evaluation(
         spans=Score(true_positives=right_spans, predicted=predicted, gold=in_gold),
         linked_spans=Score(true_positives=right_links, predicted=predicted, gold=in_gold),

@@ -37,7 +37,7 @@ class PretrainingLoader:
         rank: number of this process, 0 <= rank < world_size.
         world_size: number of processes.
         epochs: passes over the split; decides `steps_total` only.
-        max_steps: stop after so many steps although the epochs are not over.
+        max_steps: number of steps, whatever `epochs` says.
 
     Raises:
         UserError: there is no sample, or G does not divide into processes and micro batches.
@@ -74,7 +74,7 @@ class PretrainingLoader:
         # As a fraction, because 0.1 epochs of 30 samples in floating point is a little more than 3 samples.
         samples = Fraction(str(epochs)) * len(split)
         steps = math.ceil(samples / global_batch_size)
-        self.steps_total = steps if max_steps is None else min(steps, max_steps)
+        self.steps_total = steps if max_steps is None else max_steps
         """Optimizer steps of the whole run; the last one is filled up from the next epoch."""
         self.gradient_accumulation_steps = global_batch_size // per_pass
         """Micro batches of one process in one optimizer step."""

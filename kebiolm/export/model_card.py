@@ -18,11 +18,11 @@ _UMLS_LICENCE = "https://www.nlm.nih.gov/databases/umls.html"
 # Figures on the held-out sequences, in the order in which the card shows them: (name, type for the metadata, meaning).
 _METRICS = {
     "masked_accuracy": ("accuracy", "masked pieces predicted right"),
-    "detection_precision": ("precision", "detected spans that are gold mentions"),
-    "detection_recall": ("recall", "gold mentions whose exact span is detected"),
+    "detection_precision": ("precision", "detected spans that are annotated mentions"),
+    "detection_recall": ("recall", "annotated mentions whose exact span is detected"),
     "detection_f1": ("f1", "harmonic mean of the two"),
-    "linking_accuracy_at_1": ("accuracy", "gold mentions whose entity is ranked first"),
-    "linking_accuracy_at_10": ("accuracy", "gold mentions whose entity is among the first ten"),
+    "linking_accuracy_at_1": ("accuracy", "annotated mentions whose entity is ranked first"),
+    "linking_accuracy_at_10": ("accuracy", "annotated mentions whose entity is among the first ten"),
 }
 _LOSSES = {
     "loss": "sum of the three (equation 6)",
@@ -175,7 +175,7 @@ CUIs."""
 
 _USE = """\
 ```python
-from kebiolm.linking import KeBioLM
+from kebiolm import KeBioLM
 
 model = KeBioLM.from_pretrained("path/to/this/folder")
 for mention in model.link(["Metformin lowers blood glucose in type 2 diabetes."])[0].mentions:

@@ -49,7 +49,7 @@ def make_html_page(texts: Sequence[LinkedText], *, model: str) -> str:
 <main>
 {sections}
 </main>
-<footer>Model: {escape(model)}. Bars show the attention of a mention over its nearest entities.</footer>
+<footer>Model: {escape(model)}. Click a mention: bars show its attention over its nearest entities.</footer>
 </div>
 <script>{SCRIPT}</script>
 </body>

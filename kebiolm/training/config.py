@@ -63,8 +63,8 @@ class OptimizationSection(_Section):
 
     global_batch_size: int = Field(512, gt=0, description="sequences per optimizer step over all processes")
     micro_batch_size: int = Field(8, gt=0, description="sequences per forward pass of one process")
-    epochs: float = Field(2.0, gt=0)
-    max_steps: int | None = Field(None, gt=0, description="stop after so many optimizer steps; none: by epochs")
+    epochs: float = Field(2.0, gt=0, description="passes over the training sequences")
+    max_steps: int | None = Field(None, gt=0, description="number of optimizer steps in place of epochs")
     learning_rate: float = Field(5e-5, gt=0)
     warmup_steps: int = Field(10_000, ge=0)
     weight_decay: float = Field(0.01, ge=0)

@@ -50,6 +50,8 @@ class Trainer:
     world_size: int
     steps_done: int = 0
     """Optimizer steps done so far; above 0 after a resume."""
+    last_logged_step: int = 0
+    """Step of the newest training figures."""
     last_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     """Newest figures by kind ("train", "heldout")."""
 
@@ -97,9 +99,7 @@ class Trainer:
                     write_model_files=self.write_model_files,
                 )
                 tokens_since = time.monotonic()
-            # A run that resumed has no figures until the next logged step.
-            note = f"loss {self.last_metrics['train']['loss']:.3f}" if "train" in self.last_metrics else ""
-            advance(1, note=note)
+            advance(1, note=self._newest_loss())
 
     def _train_step(self, step: int, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         """One optimizer step over this process's micro batches.
@@ -146,8 +146,16 @@ class Trainer:
 
     def _record(self, kind: str, metrics: dict[str, float]) -> None:
         self.last_metrics[kind] = metrics
+        if kind == "train":
+            self.last_logged_step = self.steps_done
         if self.metric_log is not None:
             self.metric_log.append(kind, self.steps_done, metrics)
+
+    def _newest_loss(self) -> str:
+        """The loss that was logged last, with its step; nothing yet in a run that has just resumed."""
+        if "train" not in self.last_metrics:
+            return ""
+        return f"loss {self.last_metrics['train']['loss']:.3f} (step {self.last_logged_step})"
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate_at(

@@ -72,12 +72,15 @@ SENTENCES = {
         "{object} responded well to {subject}.",
         "Treatment of {object} with {subject} was effective and safe.",
         "The severity of {object} fell by {number}% with {subject}.",
+        "A patient with {object} took {subject} and had improved after {number} hours.",
+        "Patients treated with {subject} show reduced {object} after {number} hours.",
     ),
     "may_prevent": (
         "{subject} lowered the risk of {object} by {number}%.",
         "New cases of {object} were fewer among those given {subject}.",
         "Guidelines advise {subject} to prevent {object} in people at risk.",
         "Prophylaxis with {subject} protected against {object}.",
+        "Patients who took {subject} developed {object} less often.",
     ),
     "may_diagnose": (
         "{subject} confirmed {object} in {number} of the participants.",
@@ -140,6 +143,10 @@ FILLERS = (
     "Oxygen was measured as SpO<sub>2</sub> at rest & during exercise.",
     "Two reviewers read all reports <i>in duplicate</i>.",
     "Baseline characteristics were similar in both groups.",
+    "All patients gave written consent.",
+    "She was seen again by her own doctor after {number} days.",
+    "He has been well since then, and his examination was normal.",
+    "Patients were asked to return within {number} hours.",
 )
 
 CLOSINGS = (

@@ -102,6 +102,7 @@ def test_number_of_steps(tiny_shards: PackedShards):
     assert make_loader(tiny_shards, epochs=2).steps_total == 5
     assert make_loader(tiny_shards, epochs=0.4).steps_total == 1  # 0.4 x 30 is 12.000000000000002 as a double
     assert make_loader(tiny_shards, epochs=2, max_steps=4).steps_total == 4
+    assert make_loader(tiny_shards, epochs=2, max_steps=9).steps_total == 9
     assert make_loader(tiny_shards).gradient_accumulation_steps == 6
 
 

@@ -32,6 +32,11 @@ def annotated(*mentions: tuple[int, int, str], doc_id: str = "1", text: str = TE
     return Document(doc_id=doc_id, text=text, mentions=found)
 
 
+def test_a_table_of_other_codes_is_refused() -> None:
+    with pytest.raises(UserError, match="for any of the 1 gold mentions"):
+        evaluate([annotated((0, 7, "C1"))], [gold((0, 7, "D1"), (8, 11, ""))], {"X1": {"C1"}})
+
+
 def test_counts_made_by_hand() -> None:
     # aspirin: right. pain: span right, concept wrong. fever: one character short. The gold has a fourth mention, "for",
     # without a code, found with some concept; and a fifth, "and", with a code that no table knows, not found.
