@@ -53,13 +53,10 @@ class EntityTable(nn.Module):
     def forward(self, mention_vectors: Tensor, gold_rows: Tensor | None) -> KnnEntityAttentionOutput:
         """Search the visible rows. mention_vectors [N, d]; gold_rows [N] or None; `topk_idx` are rows of the table."""
         hidden = self.num_hidden_rows
-        gold = None
-        if gold_rows is not None:
-            gold = torch.where(gold_rows >= hidden, gold_rows - hidden, IGNORED_ENTITY)
-        found = knn_entity_attention(
-            mention_vectors, self.weight[hidden:], gold, self.num_neighbours, ignore_index=IGNORED_ENTITY
+        gold = None if gold_rows is None else torch.where(gold_rows >= hidden, gold_rows, IGNORED_ENTITY)
+        return knn_entity_attention(
+            mention_vectors, self.weight, gold, self.num_neighbours, ignore_index=IGNORED_ENTITY, first_row=hidden
         )
-        return found._replace(topk_idx=found.topk_idx + hidden)
 
 
 class EntityMemory(nn.Module):

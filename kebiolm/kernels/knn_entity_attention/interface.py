@@ -1,4 +1,4 @@
-"""The public function: its checks and its result; the arithmetic is in `reference`."""
+"""The public function: its checks and its result; the arithmetic is in the backends."""
 
 from __future__ import annotations
 
@@ -7,52 +7,94 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kebiolm.kernels.knn_entity_attention.backends import choose_backend
+from kebiolm.kernels.knn_entity_attention.operator import check_gold_range, knn_op
 from kebiolm.kernels.knn_entity_attention.reference import reference_knn_entity_attention
 
-# Shape letters: M mentions, E entities (rows of the table), d entity size, k neighbours.
+# Shape letters: M mentions, E rows of the table, d entity size, k neighbours.
 
 
 class KnnEntityAttentionOutput(NamedTuple):
-    """What `knn_entity_attention` returns; k stands for min(k, E)."""
+    """What `knn_entity_attention` returns; k stands for the smaller of k and the number of entities searched.
+
+    fp32 below becomes fp64 if an input is fp64.
+    """
 
     att: Tensor
     """[M, d], dtype of h: weighted sum of the k nearest entities, e'_m below Eq. 3 of the paper."""
     lse: Tensor
-    """[M] fp32: log of the sum over all E entities of exp(h . e), the denominator of Eq. 10."""
+    """[M] fp32: log of the sum over all entities of exp(h . e), the denominator of Eq. 10."""
     gold_logit: Tensor
     """[M] fp32: h . e of the gold entity, 0 where there is none."""
     topk_val: Tensor
     """[M, k] fp32: dot products of the k nearest entities, largest first."""
     topk_idx: Tensor
-    """[M, k] int64: their rows in the table."""
+    """[M, k] int64: their rows in the table; of equal dot products the lower row comes first."""
 
 
 def knn_entity_attention(
-    h: Tensor, table: Tensor, gold: Tensor | None = None, k: int = 100, *, ignore_index: int = -100
+    h: Tensor,
+    table: Tensor,
+    gold: Tensor | None = None,
+    k: int = 100,
+    *,
+    ignore_index: int = -100,
+    first_row: int = 0,
+    backend: str = "auto",
 ) -> KnnEntityAttentionOutput:
     """Attend from each mention to its k nearest entities by dot product (paper, Eq. 3 and the terms of Eq. 10).
 
-    Gradients flow from `att`, `lse`, `gold_logit` and `topk_val` to `h` and `table`. M = 0 gives empty results that
-    still carry a graph. Dot products, softmax and log-sum-exp are computed in fp32 whatever the dtype of the inputs.
+    Gradients flow from `att`, `lse`, `gold_logit` and `topk_val` to `h` and `table`; they have no gradients of their
+    own. M = 0 gives empty results that still carry a graph. Dot products, softmax and log-sum-exp are computed in fp32
+    whatever the dtype of the inputs (fp64 if one is fp64), and the same inputs give the same bits.
 
     Args:
         h: [M, d] mentions projected into the space of entities.
         table: [E, d] entity embeddings, E >= 1.
         gold: [M] int64 rows of the table, `ignore_index` where a mention has no gold entity; None: no mention has.
-        k: number of neighbours, at least 1; with k > E all E entities are neighbours.
+        k: number of neighbours, at least 1; with fewer entities all are neighbours.
         ignore_index: the value in `gold` that stands for "no gold entity".
+        first_row: rows of the table before this one are no entities: not searched, gradient 0.
+        backend: "cpu" (compiled, fp32 on the CPU), "tiled" (PyTorch, any device), "reference" (needs memory for all
+            M x E scores) or "auto": what the environment variable KEBIOLM_KNN_BACKEND says, else the fastest of the
+            first two that can do it.
 
     Raises:
-        ValueError: shapes, dtypes or k do not fit together.
+        ValueError: shapes, dtypes, devices or numbers do not fit together; rows in `gold` are checked on the CPU only.
     """
-    if h.ndim != 2 or table.ndim != 2 or h.shape[1] != table.shape[1]:
-        raise ValueError(f"expected h [M, d] and table [E, d], got {tuple(h.shape)} and {tuple(table.shape)}")
+    _check(h, table, gold, k, first_row)
+    fp32 = h.dtype == table.dtype == torch.float32
+    chosen = choose_backend(backend, h.device.type, fp32, table.shape[0])
+    if chosen == "reference":
+        if not torch.compiler.is_compiling():
+            check_gold_range(gold, ignore_index, first_row, table.shape[0])
+        return KnnEntityAttentionOutput(
+            *reference_knn_entity_attention(h, table, gold, k, ignore_index=ignore_index, first_row=first_row)
+        )
+    return KnnEntityAttentionOutput(*knn_op(h, table, gold, k, ignore_index, first_row, chosen))
+
+
+def _check(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int) -> None:
+    for name, tensor in (("h", h), ("table", table)):
+        if tensor.ndim != 2:
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; expected two dimensions")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name}: got dtype {tensor.dtype}; expected a floating-point one")
+    if h.shape[1] != table.shape[1]:
+        raise ValueError(f"table: got rows of size {table.shape[1]}; expected {h.shape[1]}, the size of the rows of h")
     if table.shape[0] == 0:
-        raise ValueError("expected a table with at least one entity, got an empty one")
-    if not (h.is_floating_point() and table.is_floating_point()):
-        raise ValueError(f"expected floating-point h and table, got {h.dtype} and {table.dtype}")
+        raise ValueError("table: got no row; expected at least one entity")
+    if table.device != h.device:
+        raise ValueError(f"table: got device {table.device}; expected {h.device}, the device of h")
     if k < 1:
-        raise ValueError(f"expected k >= 1, got {k}")
-    if gold is not None and (gold.shape != h.shape[:1] or gold.dtype != torch.int64):
-        raise ValueError(f"expected gold [{h.shape[0]}] of int64, got {tuple(gold.shape)} of {gold.dtype}")
-    return KnnEntityAttentionOutput(*reference_knn_entity_attention(h, table, gold, k, ignore_index=ignore_index))
+        raise ValueError(f"k: got {k}; expected k >= 1")
+    if not 0 <= first_row < table.shape[0]:
+        raise ValueError(f"first_row: got {first_row}; expected a row in [0, {table.shape[0]})")
+    if gold is None:
+        return
+    if gold.ndim != 1 or gold.shape[0] != h.shape[0]:
+        raise ValueError(f"gold: got shape {tuple(gold.shape)}; expected [{h.shape[0]}], one row for each row of h")
+    if gold.dtype != torch.int64:
+        raise ValueError(f"gold: got dtype {gold.dtype}; expected torch.int64")
+    if gold.device != h.device:
+        raise ValueError(f"gold: got device {gold.device}; expected {h.device}, the device of h")

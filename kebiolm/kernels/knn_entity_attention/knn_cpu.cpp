@@ -1,0 +1,509 @@
+// The kNN entity-attention operator on CPUs: forward in one pass over the table, and its exact gradients.
+//
+// The M x E scores are never stored. A panel of mentions is transposed, so that a vector register holds one dimension
+// of several mentions and the entity's scalars are broadcast straight from the row-major table: maxima and sums over
+// entities then run down the registers and need no horizontal step. A block of scores lives in the L1 cache only.
+//
+// Everything about one mention happens in one vector lane, in an order that depends on the table and on `parts`
+// alone: results do not depend on the other mentions, nor on how many threads really run.
+//
+// Plain C interface, for ctypes. Letters: M mentions, E entities, d dimensions, k neighbours.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace {
+
+// Accumulators of ENTITIES x VECTORS registers, VECTORS for the mentions, and a broadcast fit the register file.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ENTITIES = 8;
+#elif defined(__AVX__)
+constexpr int LANES = 8, ENTITIES = 4;
+#else
+constexpr int LANES = 4, ENTITIES = 4;
+#endif
+constexpr int VECTORS = 3;
+constexpr int PANEL = VECTORS * LANES;
+constexpr int64_t BLOCK = 32;  // entities whose scores are in cache at a time
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t Int __attribute__((vector_size(LANES * 4)));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
+inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+
+// Keeps a loaded vector in its register; GCC would load it again for each multiplication.
+inline void keep(Vec& value) {
+#if defined(__x86_64__)
+    asm("" : "+v"(value));
+#elif defined(__aarch64__)
+    asm("" : "+w"(value));
+#else
+    (void)value;
+#endif
+}
+
+struct FreeAligned {
+    void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
+};
+typedef std::unique_ptr<float[], FreeAligned> Floats;
+
+Floats zeros(int64_t count) {
+    const size_t size = std::max<int64_t>(count, 1);
+    Floats memory(static_cast<float*>(::operator new[](size * sizeof(float), std::align_val_t(64))));
+    std::memset(memory.get(), 0, size * sizeof(float));
+    return memory;
+}
+
+// 2^x for x <= 0 or NaN; below 2^-126 it stays there, which no sum with a term of 1 can notice.
+inline Vec exp2_nonpositive(Vec x) {
+    const Vec lowest = Vec{} - 126.0f, magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    x = x < lowest ? lowest : x;
+    const Vec shifted = x + magic;
+    const Vec r = x - (shifted - magic);
+    // Least maximal relative error on [-1/2, 1/2] with p(0) = 1: 1e-7.
+    Vec p = 1.326472614891827e-3f * r + 9.671512991189957e-3f;
+    p = p * r + 5.550733581185341e-2f;
+    p = p * r + 2.4022242426872253e-1f;
+    p = p * r + 6.931470036506653e-1f;
+    p = p * r + 1.0f;
+    const Int exponent = (Int)shifted - (Int)magic;
+    // A product and not a sum of bits: NaN stays NaN.
+    return p * (Vec)((exponent + 127) << 23);
+}
+
+// Scores of N table rows for the V * LANES mentions of a panel [d][V * LANES]; one order of summation for any V and N.
+template <int V, int N>
+inline void dot(const float* panel, const float* rows, int64_t stride, int64_t d, float* scores) {
+    Vec sum[N][V] = {};
+    for (int64_t x = 0; x < d; ++x) {
+        Vec h[V];
+        for (int v = 0; v < V; ++v) {
+            h[v] = load(panel + (x * V + v) * LANES);
+            keep(h[v]);
+        }
+        for (int n = 0; n < N; ++n)
+            for (int v = 0; v < V; ++v) sum[n][v] += h[v] * rows[n * stride + x];
+    }
+    for (int n = 0; n < N; ++n)
+        for (int v = 0; v < V; ++v) store(scores + (n * V + v) * LANES, sum[n][v]);
+}
+
+template <int V>
+inline void dot_block(const float* panel, const float* rows, int64_t stride, int64_t d, int64_t count, float* scores) {
+    int64_t n = 0;
+    for (; n + ENTITIES <= count; n += ENTITIES)
+        dot<V, ENTITIES>(panel, rows + n * stride, stride, d, scores + n * V * LANES);
+    for (; n < count; ++n) dot<V, 1>(panel, rows + n * stride, stride, d, scores + n * V * LANES);
+}
+
+// Mentions in panels, the last one only as wide as it must be; `lanes` counts all lanes, also the empty ones.
+struct Panels {
+    int64_t count, lanes;
+    explicit Panels(int64_t mentions)
+        : count((mentions + PANEL - 1) / PANEL), lanes((mentions + LANES - 1) / LANES * LANES) {}
+    int vectors(int64_t panel) const {
+        return static_cast<int>(std::min<int64_t>(VECTORS, lanes / LANES - panel * VECTORS));
+    }
+};
+
+Floats transpose(const float* h, const std::vector<int64_t>& mentions, int64_t d, const Panels& panels) {
+    Floats packed = zeros(panels.lanes * d);
+    for (size_t i = 0; i < mentions.size(); ++i) {
+        const int64_t panel = i / PANEL, width = panels.vectors(panel) * LANES;
+        float* to = packed.get() + panel * PANEL * d + i % PANEL;
+        for (int64_t x = 0; x < d; ++x) to[x * width] = h[mentions[i] * d + x];
+    }
+    return packed;
+}
+
+// Calls `work(std::integral_constant<int, V>, panel)` with the width of the panel as a constant.
+template <typename Work>
+inline void for_each_panel(const Panels& panels, Work work) {
+    for (int64_t panel = 0; panel < panels.count; ++panel) {
+        switch (panels.vectors(panel)) {
+            case 3: work(std::integral_constant<int, 3>(), panel); break;
+            case 2: work(std::integral_constant<int, 2>(), panel); break;
+            default: work(std::integral_constant<int, 1>(), panel);
+        }
+    }
+}
+
+struct Candidate {
+    float value;
+    int32_t entity;
+};
+
+inline bool before(const Candidate& a, const Candidate& b) {
+    return a.value > b.value || (a.value == b.value && a.entity < b.entity);
+}
+
+// What one part of the table has seen of each mention.
+struct Seen {
+    int64_t k;
+    Floats maximum, sum, threshold;
+    std::vector<int64_t> found;
+    std::vector<Candidate> candidates;  // [M][2 k]
+
+    Seen(int64_t mentions, int64_t lanes, int64_t neighbours)
+        : k(neighbours), maximum(zeros(lanes)), sum(zeros(lanes)), threshold(zeros(lanes)), found(mentions, 0),
+          candidates(mentions * 2 * neighbours) {
+        std::fill_n(maximum.get(), lanes, -INF);
+        // NaN: everything is near enough until there is something to compare with. Empty lanes take nothing.
+        std::fill_n(threshold.get(), lanes, INF);
+        std::fill_n(threshold.get(), mentions, NOT_A_NUMBER);
+    }
+
+    void take(int64_t mention, float value, int64_t entity) {
+        Candidate* const mine = candidates.data() + mention * 2 * k;
+        mine[found[mention]++] = {value, static_cast<int32_t>(entity)};
+        if (found[mention] < 2 * k) return;
+        std::nth_element(mine, mine + k - 1, mine + 2 * k, before);
+        threshold[mention] = mine[k - 1].value;
+        found[mention] = k;
+    }
+};
+
+template <int V>
+inline void see_block(const float* panel, int64_t first_mention, const float* rows, int64_t stride, int64_t d,
+                      int64_t first_entity, int64_t count, Seen& seen) {
+    constexpr int WIDTH = V * LANES;
+    alignas(64) float scores[BLOCK * WIDTH];
+    alignas(64) float block_maximum[WIDTH];
+    dot_block<V>(panel, rows, stride, d, count, scores);
+    for (int v = 0; v < V; ++v) {
+        const float* column = scores + v * LANES;
+        Vec highest = load(column);
+        for (int64_t n = 1; n < count; ++n) {
+            const Vec score = load(column + n * WIDTH);
+            highest = score > highest ? score : highest;
+        }
+        store(block_maximum + v * LANES, highest);
+        float* const maximum = seen.maximum.get() + first_mention + v * LANES;
+        float* const sum = seen.sum.get() + first_mention + v * LANES;
+        const Vec old_maximum = load(maximum);
+        const Vec new_maximum = highest > old_maximum ? highest : old_maximum;
+        // The block's sum first: its terms are of one size, and the running sum is rounded once a block.
+        Vec block_sum = {};
+        for (int64_t n = 0; n < count; ++n)
+            block_sum += exp2_nonpositive((load(column + n * WIDTH) - new_maximum) * LOG2E);
+        store(sum, load(sum) * exp2_nonpositive((old_maximum - new_maximum) * LOG2E) + block_sum);
+        store(maximum, new_maximum);
+    }
+    const float* const threshold = seen.threshold.get() + first_mention;
+    int near = 0;
+    for (int lane = 0; lane < WIDTH; ++lane) near |= !(block_maximum[lane] <= threshold[lane]);
+    if (!near) return;
+    for (int lane = 0; lane < WIDTH; ++lane) {
+        if (block_maximum[lane] <= threshold[lane]) continue;
+        for (int64_t n = 0; n < count; ++n) {
+            const float score = scores[n * WIDTH + lane];
+            if (score > threshold[lane] || (std::isnan(threshold[lane]) && !std::isnan(score)))
+                seen.take(first_mention + lane, score, first_entity + n);
+        }
+    }
+}
+
+// Joins what the parts have seen of one mention: log-sum-exp, neighbours in order, their weighted sum.
+void finish_mention(const std::vector<Seen>& parts, int64_t mention, const float* table, int64_t stride, int64_t d,
+                    int64_t k, int64_t first_row, float* lse, float* topk_val, int64_t* topk_idx, float* att) {
+    double maximum = -INF, sum = 0;
+    std::vector<Candidate> all;
+    for (const Seen& part : parts) {
+        maximum = std::max<double>(maximum, part.maximum[mention]);
+        const Candidate* const mine = part.candidates.data() + mention * 2 * k;
+        all.insert(all.end(), mine, mine + part.found[mention]);
+    }
+    for (const Seen& part : parts) sum += part.sum[mention] * std::exp(part.maximum[mention] - maximum);
+    *lse = static_cast<float>(maximum + std::log(sum));
+    // Scores that are NaN are no candidates; the log-sum-exp is NaN then, and the caller computes the mention anew.
+    all.resize(std::max<size_t>(all.size(), k), Candidate{-INF, 0});
+    std::partial_sort(all.begin(), all.begin() + k, all.end(), before);
+    std::vector<double> weight(k);
+    double total = 0;
+    for (int64_t j = 0; j < k; ++j) {
+        topk_val[j] = all[j].value;
+        topk_idx[j] = all[j].entity + first_row;
+        total += weight[j] = std::exp(static_cast<double>(all[j].value) - all[0].value);
+    }
+    std::fill_n(att, d, 0.0f);
+    for (int64_t j = 0; j < k; ++j) {
+        const float share = static_cast<float>(weight[j] / total);
+        const float* const row = table + all[j].entity * stride;
+        for (int64_t x = 0; x < d; ++x) att[x] += share * row[x];
+    }
+}
+
+// Gradient of the scores of a block, in place: g_lse * P, and at a mention's gold entity also g_gold. There P - 1 is
+// computed as one number, since close to loss 0 the two terms cancel.
+template <int V>
+inline void score_gradients(const float* lse, const float* grad_lse, const float* grad_gold, const int32_t* gold,
+                            int64_t first_entity, int64_t count, float* scores) {
+    constexpr int WIDTH = V * LANES;
+    int has_gold = 0;
+    float at_gold[WIDTH] = {};
+    for (int lane = 0; lane < WIDTH; ++lane) has_gold |= gold[lane] >= first_entity && gold[lane] < first_entity + count;
+    if (has_gold) {
+        for (int lane = 0; lane < WIDTH; ++lane)
+            if (gold[lane] >= first_entity && gold[lane] < first_entity + count)
+                at_gold[lane] = scores[(gold[lane] - first_entity) * WIDTH + lane];
+    }
+    for (int64_t n = 0; n < count; ++n)
+        for (int v = 0; v < V; ++v) {
+            float* const score = scores + (n * V + v) * LANES;
+            const int at = v * LANES;
+            store(score, load(grad_lse + at) * exp2_nonpositive((load(score) - load(lse + at)) * LOG2E));
+        }
+    if (!has_gold) return;
+    for (int lane = 0; lane < WIDTH; ++lane)
+        if (gold[lane] >= first_entity && gold[lane] < first_entity + count)
+            scores[(gold[lane] - first_entity) * WIDTH + lane] =
+                grad_lse[lane] * std::expm1(at_gold[lane] - lse[lane]) + (grad_lse[lane] + grad_gold[lane]);
+}
+
+// grad_panel [d][V * LANES] += sum over the block's entities of their row times their score gradients; X dimensions.
+template <int V, int X>
+inline void add_to_mentions(const float* gradients, const float* rows, int64_t stride, int64_t count, float* to) {
+    Vec sum[X][V];
+    for (int x = 0; x < X; ++x)
+        for (int v = 0; v < V; ++v) sum[x][v] = load(to + (x * V + v) * LANES);
+    for (int64_t n = 0; n < count; ++n) {
+        Vec gradient[V];
+        for (int v = 0; v < V; ++v) {
+            gradient[v] = load(gradients + (n * V + v) * LANES);
+            keep(gradient[v]);
+        }
+        for (int x = 0; x < X; ++x)
+            for (int v = 0; v < V; ++v) sum[x][v] += gradient[v] * rows[n * stride + x];
+    }
+    for (int x = 0; x < X; ++x)
+        for (int v = 0; v < V; ++v) store(to + (x * V + v) * LANES, sum[x][v]);
+}
+
+// block [N][padded_d], X vectors of dimensions += sum over the `width` mentions of a panel of h times their gradients.
+template <int N, int X>
+inline void add_to_entities(const float* gradients, const float* h, int64_t padded_d, int64_t width, float* to) {
+    Vec sum[N][X];
+    for (int n = 0; n < N; ++n)
+        for (int x = 0; x < X; ++x) sum[n][x] = load(to + n * padded_d + x * LANES);
+    for (int64_t lane = 0; lane < width; ++lane) {
+        Vec row[X];
+        for (int x = 0; x < X; ++x) {
+            row[x] = load(h + lane * padded_d + x * LANES);
+            keep(row[x]);
+        }
+        for (int n = 0; n < N; ++n)
+            for (int x = 0; x < X; ++x) sum[n][x] += row[x] * gradients[n * width + lane];
+    }
+    for (int n = 0; n < N; ++n)
+        for (int x = 0; x < X; ++x) store(to + n * padded_d + x * LANES, sum[n][x]);
+}
+
+template <int N>
+inline void add_to_entity_rows(const float* gradients, const float* h, int64_t padded_d, int64_t width, float* to) {
+    int64_t x = 0;
+    for (; x + 3 * LANES <= padded_d; x += 3 * LANES) add_to_entities<N, 3>(gradients, h + x, padded_d, width, to + x);
+    for (; x < padded_d; x += LANES) add_to_entities<N, 1>(gradients, h + x, padded_d, width, to + x);
+}
+
+inline int64_t part_start(int64_t part, int64_t parts, int64_t entities) {
+    // On block borders, so that only the last block of the table can be short.
+    const int64_t blocks = (entities + BLOCK - 1) / BLOCK;
+    return std::min(entities, blocks * part / parts * BLOCK);
+}
+
+// The dense part of the gradients: through lse and gold_logit, over all entities.
+void backward_dense(const float* h, int64_t M, const float* table, int64_t E, int64_t stride, int64_t d,
+                    int64_t first_row, const int64_t* gold, const float* lse, const float* grad_lse,
+                    const float* grad_gold, int64_t parts, float* grad_h, float* grad_table) {
+    std::vector<int64_t> active;  // mentions without gold have no gradient here
+    for (int64_t m = 0; m < M; ++m)
+        if ((grad_lse && grad_lse[m] != 0) || (grad_gold && gold[m] >= 0 && grad_gold[m] != 0)) active.push_back(m);
+    const Panels panels(active.size());
+    const int64_t padded_d = (d + LANES - 1) / LANES * LANES;
+    const Floats packed = transpose(h, active, d, panels);
+    const Floats rows_of_h = zeros(panels.lanes * padded_d);
+    const Floats lane_lse = zeros(panels.lanes), lane_grad_lse = zeros(panels.lanes), lane_grad_gold = zeros(panels.lanes);
+    std::vector<int32_t> lane_gold(panels.lanes, -1);
+    for (size_t i = 0; i < active.size(); ++i) {
+        const int64_t m = active[i];
+        std::memcpy(rows_of_h.get() + i * padded_d, h + m * d, d * sizeof(float));
+        lane_lse[i] = lse[m];
+        lane_grad_lse[i] = grad_lse ? grad_lse[m] : 0;
+        if (gold && gold[m] >= 0) {
+            lane_gold[i] = static_cast<int32_t>(gold[m] - first_row);
+            lane_grad_gold[i] = grad_gold ? grad_gold[m] : 0;
+        }
+    }
+    std::vector<Floats> part_grad_h, part_block;
+    for (int64_t part = 0; part < parts; ++part) {
+        part_grad_h.push_back(zeros(grad_h ? panels.lanes * d : 0));
+        part_block.push_back(zeros(BLOCK * padded_d));
+    }
+#pragma omp parallel for schedule(static, 1) num_threads(parts)
+    for (int64_t part = 0; part < parts; ++part) {
+        float* const block = part_block[part].get();
+        const int64_t end = part_start(part + 1, parts, E);
+        for (int64_t first = part_start(part, parts, E); first < end; first += BLOCK) {
+            const int64_t count = std::min(BLOCK, end - first);
+            const float* const rows = table + first * stride;
+            if (grad_table) std::memset(block, 0, BLOCK * padded_d * sizeof(float));
+            for_each_panel(panels, [&](auto vectors, int64_t panel) {
+                constexpr int V = decltype(vectors)::value;
+                const int64_t lane = panel * PANEL;
+                alignas(64) float scores[BLOCK * V * LANES];
+                dot_block<V>(packed.get() + lane * d, rows, stride, d, count, scores);
+                score_gradients<V>(lane_lse.get() + lane, lane_grad_lse.get() + lane, lane_grad_gold.get() + lane,
+                                   lane_gold.data() + lane, first, count, scores);
+                if (grad_h) {
+                    float* const to = part_grad_h[part].get() + lane * d;
+                    int64_t x = 0;
+                    for (; x + ENTITIES <= d; x += ENTITIES)
+                        add_to_mentions<V, ENTITIES>(scores, rows + x, stride, count, to + x * V * LANES);
+                    for (; x < d; ++x) add_to_mentions<V, 1>(scores, rows + x, stride, count, to + x * V * LANES);
+                }
+                if (grad_table) {
+                    const float* const mentions = rows_of_h.get() + lane * padded_d;
+                    int64_t n = 0;
+                    for (; n + ENTITIES <= count; n += ENTITIES)
+                        add_to_entity_rows<ENTITIES>(scores + n * V * LANES, mentions, padded_d, V * LANES,
+                                                     block + n * padded_d);
+                    for (; n < count; ++n)
+                        add_to_entity_rows<1>(scores + n * V * LANES, mentions, padded_d, V * LANES,
+                                              block + n * padded_d);
+                }
+            });
+            if (grad_table)
+                for (int64_t n = 0; n < count; ++n)
+                    std::memcpy(grad_table + (first + n) * d, block + n * padded_d, d * sizeof(float));
+        }
+    }
+    if (!grad_h) return;
+    for (size_t i = 0; i < active.size(); ++i) {
+        const int64_t panel = i / PANEL, width = panels.vectors(panel) * LANES;
+        for (int64_t x = 0; x < d; ++x)
+            for (const Floats& part : part_grad_h)
+                grad_h[active[i] * d + x] += part[panel * PANEL * d + x * width + i % PANEL];
+    }
+}
+
+// The gradients through att and topk_val: k rows of the table for each mention. topk_idx are rows of the whole table.
+void backward_neighbours(const float* h, int64_t M, const float* table, int64_t E, int64_t stride, int64_t d,
+                         int64_t first_row, int64_t k, const float* att, const float* topk_val,
+                         const int64_t* topk_idx, const float* grad_att, const float* grad_topk_val, int64_t parts,
+                         float* grad_h, float* grad_table) {
+    const Floats weights = zeros(M * k), grad_scores = zeros(M * k);
+#pragma omp parallel for schedule(static) num_threads(parts)
+    for (int64_t m = 0; m < M; ++m) {
+        float* const weight = weights.get() + m * k;
+        float* const grad_score = grad_scores.get() + m * k;
+        double total = 0;
+        for (int64_t j = 0; j < k; ++j) total += weight[j] = std::exp(topk_val[m * k + j] - topk_val[m * k]);
+        for (int64_t j = 0; j < k; ++j) {
+            const float* const row = table + (topk_idx[m * k + j] - first_row) * stride;
+            weight[j] = static_cast<float>(weight[j] / total);
+            // The difference first: rows close to their mean would cancel after the product.
+            double towards = 0;
+            if (grad_att)
+                for (int64_t x = 0; x < d; ++x) towards += grad_att[m * d + x] * (row[x] - att[m * d + x]);
+            grad_score[j] = static_cast<float>(weight[j] * towards) + (grad_topk_val ? grad_topk_val[m * k + j] : 0);
+            if (grad_h)
+                for (int64_t x = 0; x < d; ++x) grad_h[m * d + x] += grad_score[j] * row[x];
+        }
+    }
+    if (!grad_table) return;
+    // Each part owns a range of entities and looks through all neighbours: no two write one row, order is fixed.
+#pragma omp parallel for schedule(static, 1) num_threads(parts)
+    for (int64_t part = 0; part < parts; ++part) {
+        const int64_t start = part_start(part, parts, E), end = part_start(part + 1, parts, E);
+        for (int64_t i = 0; i < M * k; ++i) {
+            const int64_t entity = topk_idx[i] - first_row;
+            if (entity < start || entity >= end) continue;
+            const int64_t m = i / k;
+            float* const to = grad_table + entity * d;
+            for (int64_t x = 0; x < d; ++x) {
+                const float through_att = grad_att ? weights[i] * grad_att[m * d + x] : 0;
+                to[x] += through_att + grad_scores[i] * h[m * d + x];
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// Both functions: h [M, d] dense; table points to row `first_row` of the whole table, E rows of d floats, `stride`
+// floats apart; gold [M] are rows of the whole table, negative where there is none, or null; 1 <= k <= E < 2^31.
+// They return 0, or 1 where memory ran out.
+
+extern "C" int kebiolm_knn_forward(const float* h, int64_t M, const float* table, int64_t E, int64_t stride, int64_t d,
+                                   int64_t first_row, const int64_t* gold, int64_t k, int64_t threads, float* att,
+                                   float* lse, float* gold_logit, float* topk_val, int64_t* topk_idx) try {
+    const int64_t parts = std::min(threads, E);
+    const Panels panels(M);
+    std::vector<int64_t> mentions(M);
+    for (int64_t m = 0; m < M; ++m) mentions[m] = m;
+    const Floats packed = transpose(h, mentions, d, panels);
+    std::vector<Seen> seen;
+    for (int64_t part = 0; part < parts; ++part) seen.emplace_back(M, panels.lanes, k);
+#pragma omp parallel for schedule(static, 1) num_threads(parts)
+    for (int64_t part = 0; part < parts; ++part) {
+        const int64_t end = part_start(part + 1, parts, E);
+        for (int64_t first = part_start(part, parts, E); first < end; first += BLOCK)
+            for_each_panel(panels, [&](auto vectors, int64_t panel) {
+                see_block<decltype(vectors)::value>(packed.get() + panel * PANEL * d, panel * PANEL,
+                                                    table + first * stride, stride, d, first,
+                                                    std::min(BLOCK, end - first), seen[part]);
+            });
+    }
+#pragma omp parallel for schedule(static) num_threads(parts)
+    for (int64_t m = 0; m < M; ++m)
+        finish_mention(seen, m, table, stride, d, k, first_row, lse + m, topk_val + m * k, topk_idx + m * k,
+                       att + m * d);
+    std::fill_n(gold_logit, M, 0.0f);
+    if (gold)
+        for_each_panel(panels, [&](auto vectors, int64_t panel) {
+            constexpr int V = decltype(vectors)::value;
+            alignas(64) float scores[V * LANES];
+            for (int64_t m = panel * PANEL; m < std::min(M, (panel + 1) * PANEL); ++m) {
+                if (gold[m] < 0) continue;
+                // The same code as above, hence the same bits: the loss is never below 0 by more than rounding of lse.
+                dot<V, 1>(packed.get() + panel * PANEL * d, table + (gold[m] - first_row) * stride, stride, d, scores);
+                gold_logit[m] = scores[m - panel * PANEL];
+            }
+        });
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
+}
+
+// grad_att, grad_lse, grad_gold, grad_topk_val: null where no gradient comes. grad_h [M, d] and grad_table [E, d]
+// (its row 0 belongs to row `first_row`): null where none is wanted, else overwritten.
+extern "C" int kebiolm_knn_backward(const float* h, int64_t M, const float* table, int64_t E, int64_t stride,
+                                    int64_t d, int64_t first_row, const int64_t* gold, int64_t k, int64_t threads,
+                                    const float* att, const float* lse, const float* topk_val,
+                                    const int64_t* topk_idx, const float* grad_att, const float* grad_lse,
+                                    const float* grad_gold, const float* grad_topk_val, float* grad_h,
+                                    float* grad_table) try {
+    const int64_t parts = std::min(threads, E);
+    if (grad_h) std::fill_n(grad_h, M * d, 0.0f);
+    if (grad_lse || (grad_gold && gold))
+        backward_dense(h, M, table, E, stride, d, first_row, gold, lse, grad_lse, gold ? grad_gold : nullptr, parts,
+                       grad_h, grad_table);
+    else if (grad_table)
+        std::fill_n(grad_table, E * d, 0.0f);
+    if (grad_att || grad_topk_val)
+        backward_neighbours(h, M, table, E, stride, d, first_row, k, att, topk_val, topk_idx, grad_att, grad_topk_val,
+                            parts, grad_h, grad_table);
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
+}
