@@ -15,14 +15,13 @@ BACKENDS = ("cpu", "tiled", "reference")
 
 
 @torch.compiler.assume_constant_result
-def choose_backend(requested: str, device: str, fp32: bool, entities: int) -> str:
+def choose_backend(requested: str, device: str, fp32: bool) -> str:
     """Return "cpu", "tiled" or "reference".
 
     Args:
         requested: one of them, or "auto": what KEBIOLM_KNN_BACKEND says, else the fastest that can do it.
         device: type of the tensors' device.
         fp32: whether mentions and table are both fp32.
-        entities: rows of the table.
 
     Raises:
         ValueError: there is no backend of this name.
@@ -34,7 +33,7 @@ def choose_backend(requested: str, device: str, fp32: bool, entities: int) -> st
         raise ValueError(f"{where}: got {requested!r}; expected one of {', '.join(BACKENDS)}, auto")
     if requested in ("tiled", "reference"):
         return requested
-    suitable = device == "cpu" and fp32 and entities <= cpu.MAX_ENTITIES
+    suitable = device == "cpu" and fp32
     if requested == "cpu" and not suitable:
         _warn_once("backend cpu takes fp32 tensors in the CPU's memory; tiled is used for others")
     return "cpu" if suitable and cpu.library() is not None else "tiled"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kebiolm.kernels.knn_entity_attention.backends import choose_backend
+from kebiolm.kernels.knn_entity_attention.cpu import MAX_ENTITIES
 from kebiolm.kernels.knn_entity_attention.operator import check_gold_range, knn_op
 from kebiolm.kernels.knn_entity_attention.reference import reference_knn_entity_attention
 
@@ -63,8 +64,9 @@ def knn_entity_attention(
         ValueError: shapes, dtypes, devices or numbers do not fit together; rows in `gold` are checked on the CPU only.
     """
     _check(h, table, gold, k, first_row)
-    fp32 = h.dtype == table.dtype == torch.float32
-    chosen = choose_backend(backend, h.device.type, fp32, table.shape[0])
+    if table.shape[0] > MAX_ENTITIES:
+        backend = "tiled"
+    chosen = choose_backend(backend, h.device.type, h.dtype == table.dtype == torch.float32)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             check_gold_range(gold, ignore_index, first_row, table.shape[0])

@@ -32,6 +32,7 @@ constexpr int VECTORS = 3;
 constexpr int PANEL = VECTORS * LANES;
 constexpr int64_t BLOCK = 32;  // entities whose scores are in cache at a time
 constexpr float LOG2E = 1.4426950408889634f;
+constexpr float LOG_HALF = -0.6931472f;
 constexpr float INF = std::numeric_limits<float>::infinity();
 constexpr float NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
 
@@ -243,8 +244,8 @@ void finish_mention(const std::vector<Seen>& parts, int64_t mention, const float
     }
 }
 
-// Gradient of the scores of a block, in place: g_lse * P, and at a mention's gold entity also g_gold. There P - 1 is
-// computed as one number, since close to loss 0 the two terms cancel.
+// Gradient of the scores of a block, in place: g_lse * P, and at a mention's gold entity also g_gold. Close to loss 0
+// the two cancel: there P - 1 is computed as one number.
 template <int V>
 inline void score_gradients(const float* lse, const float* grad_lse, const float* grad_gold, const int32_t* gold,
                             int64_t first_entity, int64_t count, float* scores) {
@@ -265,17 +266,21 @@ inline void score_gradients(const float* lse, const float* grad_lse, const float
         }
     if (!has_gold) return;
     for (int lane = 0; lane < WIDTH; ++lane)
-        if (gold[lane] >= first_entity && gold[lane] < first_entity + count)
-            scores[(gold[lane] - first_entity) * WIDTH + lane] =
-                grad_lse[lane] * std::expm1(at_gold[lane] - lse[lane]) + (grad_lse[lane] + grad_gold[lane]);
+        if (gold[lane] >= first_entity && gold[lane] < first_entity + count) {
+            float& gradient = scores[(gold[lane] - first_entity) * WIDTH + lane];
+            const float log_p = at_gold[lane] - lse[lane];
+            if (log_p > LOG_HALF)
+                gradient = grad_lse[lane] * std::expm1(log_p) + (grad_lse[lane] + grad_gold[lane]);
+            else
+                gradient += grad_gold[lane];
+        }
 }
 
 // grad_panel [d][V * LANES] += sum over the block's entities of their row times their score gradients; X dimensions.
+// Here and below the block is summed first: the running sum is larger, and is rounded once a block.
 template <int V, int X>
 inline void add_to_mentions(const float* gradients, const float* rows, int64_t stride, int64_t count, float* to) {
-    Vec sum[X][V];
-    for (int x = 0; x < X; ++x)
-        for (int v = 0; v < V; ++v) sum[x][v] = load(to + (x * V + v) * LANES);
+    Vec sum[X][V] = {};
     for (int64_t n = 0; n < count; ++n) {
         Vec gradient[V];
         for (int v = 0; v < V; ++v) {
@@ -286,15 +291,16 @@ inline void add_to_mentions(const float* gradients, const float* rows, int64_t s
             for (int v = 0; v < V; ++v) sum[x][v] += gradient[v] * rows[n * stride + x];
     }
     for (int x = 0; x < X; ++x)
-        for (int v = 0; v < V; ++v) store(to + (x * V + v) * LANES, sum[x][v]);
+        for (int v = 0; v < V; ++v) {
+            float* const place = to + (x * V + v) * LANES;
+            store(place, load(place) + sum[x][v]);
+        }
 }
 
 // block [N][padded_d], X vectors of dimensions += sum over the `width` mentions of a panel of h times their gradients.
 template <int N, int X>
 inline void add_to_entities(const float* gradients, const float* h, int64_t padded_d, int64_t width, float* to) {
-    Vec sum[N][X];
-    for (int n = 0; n < N; ++n)
-        for (int x = 0; x < X; ++x) sum[n][x] = load(to + n * padded_d + x * LANES);
+    Vec sum[N][X] = {};
     for (int64_t lane = 0; lane < width; ++lane) {
         Vec row[X];
         for (int x = 0; x < X; ++x) {
@@ -305,7 +311,10 @@ inline void add_to_entities(const float* gradients, const float* h, int64_t padd
             for (int x = 0; x < X; ++x) sum[n][x] += row[x] * gradients[n * width + lane];
     }
     for (int n = 0; n < N; ++n)
-        for (int x = 0; x < X; ++x) store(to + n * padded_d + x * LANES, sum[n][x]);
+        for (int x = 0; x < X; ++x) {
+            float* const place = to + n * padded_d + x * LANES;
+            store(place, load(place) + sum[n][x]);
+        }
 }
 
 template <int N>

@@ -42,8 +42,8 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     "kebiolm::knn_entity_attention_backward",
     mutates_args=(),
     schema="(Tensor? grad_att, Tensor? grad_lse, Tensor? grad_gold_logit, Tensor? grad_topk_val, Tensor h,"
-    " Tensor table, Tensor? gold, Tensor att, Tensor lse, Tensor topk_val, Tensor topk_idx, int ignore_index, int first_row,"
-    " str backend, bool need_h, bool need_table) -> (Tensor grad_h, Tensor grad_table)",
+    " Tensor table, Tensor? gold, Tensor att, Tensor lse, Tensor topk_val, Tensor topk_idx, int ignore_index,"
+    " int first_row, str backend, bool need_h, bool need_table) -> (Tensor grad_h, Tensor grad_table)",
 )
 def knn_backward_op(  # noqa: PLR0917
     grad_att: Tensor | None,

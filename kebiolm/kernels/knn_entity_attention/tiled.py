@@ -18,6 +18,8 @@ ENTITIES_AT_ONCE = 4096
 BLOCK = 32
 """Entities whose largest score decides whether any of them is looked at; divides ENTITIES_AT_ONCE."""
 
+LOG_HALF = -0.6931472
+
 
 class Saved(NamedTuple):
     """What the backward pass knows of the forward pass. `gold` are rows of the table, negative: none."""
@@ -94,11 +96,15 @@ def _search(
         blocks = scores.view(h.shape[0], -1, BLOCK)
         block_maximum = blocks.amax(dim=2)
         candidates, rows = _candidates(blocks, block_maximum, topk_val, k, start)
-        topk_val, order = _largest(torch.cat([topk_val, candidates], dim=1), k)
-        topk_idx = torch.cat([topk_idx, rows], dim=1).gather(1, order)
+        candidates, rows = torch.cat([topk_val, candidates], dim=1), torch.cat([topk_idx, rows], dim=1)
+        places = _places_of_largest(candidates, k)
+        topk_val, topk_idx = candidates.gather(1, places), rows.gather(1, places)
         maximum = block_maximum.amax(dim=1)
         maximum = torch.where(maximum.isfinite(), maximum, 0)
         lse_of_chunks.append(scores.sub_(maximum.unsqueeze(1)).exp_().sum(dim=1).log_().add_(maximum))
+    # So far in the order of rows; a stable sort keeps it among equal scores.
+    topk_val, order = topk_val.sort(dim=1, descending=True, stable=True)
+    topk_idx = topk_idx.gather(1, order)
     neighbours = torch.nn.functional.embedding(topk_idx, table).to(h.dtype)
     att = (topk_val.softmax(dim=1).unsqueeze(1) @ neighbours).squeeze(1)
     return att, torch.stack(lse_of_chunks).logsumexp(dim=0), gold_logit, topk_val, topk_idx
@@ -113,25 +119,23 @@ def _candidates(blocks: Tensor, block_maximum: Tensor, topk_val: Tensor, k: int,
     count = min(k, block_maximum.shape[1])
     if topk_val.shape[1] == k and not blocks.is_cuda:  # on a GPU the count would make the host wait for it
         # `not <=` and not `>`, so that NaN counts as nearer.
-        count = min(count, int((~(block_maximum <= topk_val[:, -1:])).sum(dim=1).max()))
-    chosen = _largest(block_maximum, count)[1].sort(dim=1).values.unsqueeze(2)
+        nearer = ~(block_maximum <= topk_val.amin(dim=1, keepdim=True))
+        count = min(count, int(nearer.sum(dim=1).max()))
+    chosen = _places_of_largest(block_maximum, count).unsqueeze(2)
     scores = blocks.gather(1, chosen.expand(-1, -1, BLOCK)).flatten(1)
     rows = start + chosen * BLOCK + torch.arange(BLOCK, device=chosen.device)
     return scores, rows.flatten(1)
 
 
-def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their places: larger first, of equal ones the first place first."""
+def _places_of_largest(values: Tensor, k: int) -> Tensor:
+    """Where the k largest of each row are, in ascending order; of equal values the first ones are taken."""
     k = min(k, values.shape[1])
-    if k < values.shape[1] and not values.is_cuda:
+    if 0 < k < values.shape[1] and not values.is_cuda:
         # topk is faster than a sort but takes any of equal values: fine unless they lie on both sides of the border.
-        top, place = values.topk(k + 1, dim=1)
-        if k == 0 or (top[:, k - 1] > top[:, k]).all():
-            place = place[:, :k].sort(dim=1).values
-            top, order = values.gather(1, place).sort(dim=1, descending=True, stable=True)
-            return top, place.gather(1, order)
-    top, place = values.sort(dim=1, descending=True, stable=True)
-    return top[:, :k], place[:, :k]
+        top, places = values.topk(k + 1, dim=1)
+        if (top[:, k - 1] > top[:, k]).all():
+            return places[:, :k].sort(dim=1).values
+    return values.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
 
 
 def tiled_backward(saved: Saved, grads: Gradients, *, need_h: bool, need_table: bool) -> tuple[Tensor, Tensor]:
@@ -171,10 +175,14 @@ def _add_dense(saved: Saved, grads: Gradients, grad_h: Tensor | None, grad_table
             column = (saved.gold - start).unsqueeze(1)
             here = (column >= 0) & (column < log_p.shape[1])
             column = column.clamp(0, log_p.shape[1] - 1)
-            # P - 1 as one number: close to loss 0 the gradients of lse and gold_logit cancel.
-            at_gold = log_p.gather(1, column).expm1().mul_(grad_lse.unsqueeze(1))
-            at_gold += (grad_lse + grad_gold).unsqueeze(1)
+            log_p_gold = log_p.gather(1, column)
             grad_scores = log_p.exp_().mul_(grad_lse.unsqueeze(1))
+            # Close to loss 0 the gradients of lse and gold_logit cancel: there P - 1 is computed as one number.
+            at_gold = torch.where(
+                log_p_gold > LOG_HALF,
+                log_p_gold.expm1() * grad_lse.unsqueeze(1) + (grad_lse + grad_gold).unsqueeze(1),
+                grad_scores.gather(1, column) + grad_gold.unsqueeze(1),
+            )
             grad_scores.scatter_(1, column, torch.where(here, at_gold, grad_scores.gather(1, column)))
         if grad_h is not None:
             grad_h.addmm_(grad_scores, entities)

@@ -6,6 +6,11 @@ import torch
 from kebiolm.kernels import knn_entity_attention
 
 
+@pytest.fixture(autouse=True, params=["cpu", "tiled", "reference"])
+def forced_backend(request, monkeypatch):
+    monkeypatch.setenv("KEBIOLM_KNN_BACKEND", request.param)
+
+
 def inputs(
     num_mentions: int = 6, num_entities: int = 17, size: int = 5, dtype: torch.dtype = torch.float32, seed: int = 0
 ):
@@ -69,6 +74,7 @@ def test_no_gold():
     assert knn_entity_attention(h, table).gold_logit.tolist() == [0.0] * 6
 
 
+@pytest.mark.filterwarnings("ignore:knn_entity_attention. backend cpu takes fp32")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_inputs_are_summed_in_fp32(dtype):
     h, table, gold = inputs(dtype=dtype)
@@ -85,13 +91,23 @@ def test_half_precision_inputs_are_summed_in_fp32(dtype):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"h": torch.zeros(2, 3)}, "table"),
-        ({"h": torch.zeros(5)}, "table"),
-        ({"table": torch.zeros(0, 5)}, "at least one entity"),
-        ({"table": torch.zeros(4, 5, dtype=torch.long)}, "floating-point"),
-        ({"k": 0}, "k >= 1"),
-        ({"gold": torch.zeros(6)}, "int64"),
-        ({"gold": torch.zeros(5, dtype=torch.long)}, r"gold \[6\]"),
+        ({"h": torch.zeros(2, 3)}, "table: got rows of size 5; expected 3"),
+        ({"h": torch.zeros(5)}, r"h: got shape \(5,\); expected two dimensions"),
+        ({"h": torch.zeros(6, 5, dtype=torch.long)}, "h: got dtype torch.int64; expected a floating-point one"),
+        ({"table": torch.zeros(5)}, r"table: got shape \(5,\); expected two dimensions"),
+        ({"table": torch.zeros(0, 5)}, "table: got no row; expected at least one entity"),
+        ({"table": torch.zeros(4, 5, dtype=torch.long)}, "table: got dtype torch.int64"),
+        ({"table": torch.zeros(17, 5, device="meta")}, "table: got device meta; expected cpu"),
+        ({"k": 0}, "k: got 0; expected k >= 1"),
+        ({"first_row": 17}, r"first_row: got 17; expected a row in \[0, 17\)"),
+        ({"first_row": -1}, "first_row: got -1"),
+        ({"gold": torch.zeros(6)}, "gold: got dtype torch.float32; expected torch.int64"),
+        ({"gold": torch.zeros(5, dtype=torch.long)}, r"gold: got shape \(5,\); expected \[6\]"),
+        ({"gold": torch.zeros(6, dtype=torch.long, device="meta")}, "gold: got device meta; expected cpu"),
+        ({"gold": torch.tensor([0, 1, 17, 0, 0, 0])}, r"gold\[2\]: got 17; expected a row in \[0, 17\), or -100"),
+        ({"gold": torch.tensor([0, -1, 1, 0, 0, 0])}, r"gold\[1\]: got -1"),
+        ({"gold": torch.full((6,), 2), "first_row": 3}, r"gold\[0\]: got 2; expected a row in \[3, 17\)"),
+        ({"backend": "gpu"}, "backend: got 'gpu'; expected one of cpu, tiled, reference, auto"),
     ],
 )
 def test_wrong_arguments_are_refused(change, message):
