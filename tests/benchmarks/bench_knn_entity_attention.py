@@ -10,6 +10,7 @@ knn_entity_attention.md, .json and .png to tests/benchmarks/results/ (`--out` na
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import importlib.util
 import json
@@ -143,6 +144,7 @@ def memory_bytes(which: str) -> int:
 
 def measure(run: Callable[[Inputs], object], inputs: Inputs, measured: Measured) -> object:
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls freed must not hide what this one takes
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     before = memory_bytes("VmRSS")
     started = time.perf_counter()
@@ -209,8 +211,8 @@ def report(cases: dict[str, dict[str, dict[str, Measured]]], machine: dict[str, 
     lines += [
         "",
         "Median of the rounds. Errors are against naive in fp32, as a share of the largest value. Memory is the peak "
-        f"of the process above what it held before; forward + backward includes the table's gradient, {gradient_mib:.0f} "
-        "MiB, except for matmul, which frees each product.",
+        "of the process above what it held before; forward + backward includes the table's gradient, "
+        f"{gradient_mib:.0f} MiB, except for matmul, which frees each product.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -221,14 +223,15 @@ def plot(cases: dict[str, dict[str, dict[str, Measured]]], to: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    colours = {peer: f"C{number}" for number, peer in enumerate(PEERS)}
     usual = {int(case.split(",")[0]): found for case, found in cases.items() if case.endswith("usual")}
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, layout="constrained")
     for column, work in enumerate(("forward", "forward + backward")):
         for peer in next(iter(usual.values()))[work]:
             seconds = [found[work][peer].median for found in usual.values()]
             memory = [max(found[work][peer].memory_mib, 0.1) for found in usual.values()]
-            axes[0][column].loglog(list(usual), seconds, marker="o", label=peer)
-            axes[1][column].loglog(list(usual), memory, marker="o", label=peer)
+            axes[0][column].loglog(list(usual), seconds, marker="o", label=peer, color=colours[peer])
+            axes[1][column].loglog(list(usual), memory, marker="o", label=peer, color=colours[peer])
         axes[0][column].set(title=work, ylabel="seconds")
         axes[1][column].set(xlabel="mentions", ylabel="extra memory, MiB", xticks=list(usual))
         axes[1][column].set_xticklabels([str(mentions) for mentions in usual])

@@ -20,7 +20,7 @@ SHAPES = [  # mentions, entities, size, k, first_row: around the widths of panel
     (24, 64, 16, 64, 0),
     (49, 133, 100, 20, 3),
     (97, 1000, 13, 1, 1),
-    (50, 4200, 12, 100, 3),
+    (300, 8300, 12, 100, 3),
     (520, 70, 3, 4, 0),
 ]
 
