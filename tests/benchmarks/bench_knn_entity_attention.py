@@ -39,6 +39,8 @@ ENTITIES, SIZE, K = 477_039, 100, 100
 ROUNDS = {24: 5, 200: 5, 400: 5, 800: 3, 3200: 1}
 NAIVE_AT_ONCE = 800
 """Mentions; 3,200 at once would hold more than 20 GB, so they are done in pieces."""
+LARGEST_ERROR = 1e-3
+"""Against naive in fp32, which is itself some 1e-4 off where peaked scores cancel."""
 
 PREDICTED = (
     "Written down before the first run of this script, after trials of the compiled kernel alone at M = 400 (0.4 x the "
@@ -175,7 +177,11 @@ def run_case(all_peers: dict, inputs: Inputs, rounds: int) -> dict[str, dict[str
                     exact = result
                 if number == 0 and peer in ("tiled", "cpu"):
                     found[work][peer].errors = compare(work, result, exact)
-                    assert max(found[work][peer].errors.values()) < 1e-4, (work, peer, found[work][peer].errors)
+                    assert max(found[work][peer].errors.values()) < LARGEST_ERROR, (
+                        work,
+                        peer,
+                        found[work][peer].errors,
+                    )
                 del result
     return found
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kebiolm.kernels import KnnEntityAttentionOutput, knn_entity_attention
+from kebiolm.kernels.knn_entity_attention import tiled
 
-BACKENDS = ["cpu", "tiled"]
 DIFFERENTIABLE = ["att", "lse", "gold_logit", "topk_val"]
 SHAPES = [  # mentions, entities, size, k, first_row: around the widths of panels, blocks and tiles
     (1, 1, 1, 1, 0),
@@ -25,9 +25,12 @@ SHAPES = [  # mentions, entities, size, k, first_row: around the widths of panel
 ]
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    return request.param
+@pytest.fixture(params=["cpu", "tiled", "tiled, many tiles"])
+def backend(request, monkeypatch) -> str:
+    if "many" in request.param:
+        monkeypatch.setattr(tiled, "MENTIONS_AT_ONCE", 16)
+        monkeypatch.setattr(tiled, "ENTITIES_AT_ONCE", 64)
+    return request.param.split(",")[0]
 
 
 def make_inputs(mentions, entities, size, *, first_row=0, scale=1.0, seed=0):
@@ -245,3 +248,20 @@ def test_shares_of_all_entities_sum_to_one(backend):
     # The gradient of lse is the mean row under the softmax; in a column of ones that is the sum of the softmax.
     knn_entity_attention(h, table, gold, 3, backend=backend).lse.sum().backward()
     torch.testing.assert_close(h.grad[:, -1], torch.ones(30), atol=3e-6, rtol=0)
+
+
+def test_many_small_shares_beside_a_large_one_are_not_lost(backend):
+    # 60,000 entities share 1e-4, so that a block of them is below the rounding of a sum that has the large share.
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(20, 16, generator=generator)
+    table = 1e-3 * torch.randn(60_000, 16, generator=generator)
+    table[:20] = h * ((torch.tensor(60_000.0).log() + 9.2) / h.square().sum(dim=1, keepdim=True))
+    # A column of ones: the gradient of lse there is the sum of the small shares.
+    h = torch.cat([h, torch.zeros(20, 1)], dim=1)
+    table = torch.cat([table, torch.ones(60_000, 1)], dim=1)
+    table[:20, -1] = 0
+    gold = torch.arange(20)
+    out, grads = run(h, table, gold, 3, backend, through=["lse"])
+    exact, exact_grads = run(h, table, gold, 3, "reference", through=["lse"], dtype=torch.float64)
+    torch.testing.assert_close((out.lse - out.gold_logit).double(), exact.lse - exact.gold_logit, atol=4e-6, rtol=0)
+    torch.testing.assert_close(grads[0][:, -1].double(), exact_grads[0][:, -1], atol=0, rtol=0.02)

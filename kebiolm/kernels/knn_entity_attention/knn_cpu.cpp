@@ -31,6 +31,7 @@ constexpr int LANES = 4, ENTITIES = 4;
 constexpr int VECTORS = 3;
 constexpr int PANEL = VECTORS * LANES;
 constexpr int64_t BLOCK = 32;  // entities whose scores are in cache at a time
+constexpr int64_t SPAN = 64 * BLOCK;  // entities whose gradients of mentions are summed apart
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LOG_HALF = -0.6931472f;
 constexpr float INF = std::numeric_limits<float>::infinity();
@@ -151,13 +152,13 @@ inline bool before(const Candidate& a, const Candidate& b) {
 // What one part of the table has seen of each mention.
 struct Seen {
     int64_t k;
-    Floats maximum, sum, threshold;
+    Floats maximum, sum, lost, threshold;  // the true sum is sum - lost
     std::vector<int64_t> found;
     std::vector<Candidate> candidates;  // [M][2 k]
 
     Seen(int64_t mentions, int64_t lanes, int64_t neighbours)
-        : k(neighbours), maximum(zeros(lanes)), sum(zeros(lanes)), threshold(zeros(lanes)), found(mentions, 0),
-          candidates(mentions * 2 * neighbours) {
+        : k(neighbours), maximum(zeros(lanes)), sum(zeros(lanes)), lost(zeros(lanes)), threshold(zeros(lanes)),
+          found(mentions, 0), candidates(mentions * 2 * neighbours) {
         std::fill_n(maximum.get(), lanes, -INF);
         // NaN: everything is near enough until there is something to compare with. Empty lanes take nothing.
         std::fill_n(threshold.get(), lanes, INF);
@@ -191,13 +192,18 @@ inline void see_block(const float* panel, int64_t first_mention, const float* ro
         store(block_maximum + v * LANES, highest);
         float* const maximum = seen.maximum.get() + first_mention + v * LANES;
         float* const sum = seen.sum.get() + first_mention + v * LANES;
+        float* const lost = seen.lost.get() + first_mention + v * LANES;
         const Vec old_maximum = load(maximum);
         const Vec new_maximum = highest > old_maximum ? highest : old_maximum;
-        // The block's sum first: its terms are of one size, and the running sum is rounded once a block.
         Vec block_sum = {};
         for (int64_t n = 0; n < count; ++n)
             block_sum += exp2_nonpositive((load(column + n * WIDTH) - new_maximum) * LOG2E);
-        store(sum, load(sum) * exp2_nonpositive((old_maximum - new_maximum) * LOG2E) + block_sum);
+        // Kahan's sum: after one large term the blocks of a large table are each below its rounding, and all would go.
+        const Vec scale = exp2_nonpositive((old_maximum - new_maximum) * LOG2E);
+        const Vec old_sum = load(sum) * scale, added = block_sum - load(lost) * scale;
+        const Vec new_sum = old_sum + added;
+        store(lost, (new_sum - old_sum) - added);
+        store(sum, new_sum);
         store(maximum, new_maximum);
     }
     const float* const threshold = seen.threshold.get() + first_mention;
@@ -224,7 +230,8 @@ void finish_mention(const std::vector<Seen>& parts, int64_t mention, const float
         const Candidate* const mine = part.candidates.data() + mention * 2 * k;
         all.insert(all.end(), mine, mine + part.found[mention]);
     }
-    for (const Seen& part : parts) sum += part.sum[mention] * std::exp(part.maximum[mention] - maximum);
+    for (const Seen& part : parts)
+        sum += (static_cast<double>(part.sum[mention]) - part.lost[mention]) * std::exp(part.maximum[mention] - maximum);
     *lse = static_cast<float>(maximum + std::log(sum));
     // Scores that are NaN are no candidates; the log-sum-exp is NaN then, and the caller computes the mention anew.
     all.resize(std::max<size_t>(all.size(), k), Candidate{-INF, 0});
@@ -353,16 +360,18 @@ void backward_dense(const float* h, int64_t M, const float* table, int64_t E, in
             lane_grad_gold[i] = grad_gold ? grad_gold[m] : 0;
         }
     }
-    std::vector<Floats> part_grad_h, part_block;
+    std::vector<Floats> part_grad_h, part_span, part_block;
     for (int64_t part = 0; part < parts; ++part) {
         part_grad_h.push_back(zeros(grad_h ? panels.lanes * d : 0));
+        part_span.push_back(zeros(grad_h ? panels.lanes * d : 0));
         part_block.push_back(zeros(BLOCK * padded_d));
     }
 #pragma omp parallel for schedule(static, 1) num_threads(parts)
     for (int64_t part = 0; part < parts; ++part) {
         float* const block = part_block[part].get();
-        const int64_t end = part_start(part + 1, parts, E);
-        for (int64_t first = part_start(part, parts, E); first < end; first += BLOCK) {
+        float* const span = part_span[part].get();
+        const int64_t start = part_start(part, parts, E), end = part_start(part + 1, parts, E);
+        for (int64_t first = start; first < end; first += BLOCK) {
             const int64_t count = std::min(BLOCK, end - first);
             const float* const rows = table + first * stride;
             if (grad_table) std::memset(block, 0, BLOCK * padded_d * sizeof(float));
@@ -374,7 +383,7 @@ void backward_dense(const float* h, int64_t M, const float* table, int64_t E, in
                 score_gradients<V>(lane_lse.get() + lane, lane_grad_lse.get() + lane, lane_grad_gold.get() + lane,
                                    lane_gold.data() + lane, first, count, scores);
                 if (grad_h) {
-                    float* const to = part_grad_h[part].get() + lane * d;
+                    float* const to = span + lane * d;
                     int64_t x = 0;
                     for (; x + ENTITIES <= d; x += ENTITIES)
                         add_to_mentions<V, ENTITIES>(scores, rows + x, stride, count, to + x * V * LANES);
@@ -391,6 +400,11 @@ void backward_dense(const float* h, int64_t M, const float* table, int64_t E, in
                                               block + n * padded_d);
                 }
             });
+            if (grad_h && ((first - start) % SPAN == SPAN - BLOCK || first + BLOCK >= end))
+                for (int64_t i = 0; i < panels.lanes * d; ++i) {
+                    part_grad_h[part][i] += span[i];
+                    span[i] = 0;
+                }
             if (grad_table)
                 for (int64_t n = 0; n < count; ++n)
                     std::memcpy(grad_table + (first + n) * d, block + n * padded_d, d * sizeof(float));
