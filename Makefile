@@ -19,6 +19,7 @@ install: $(VENV)/.installed  ## everything that users and tests need, in the ver
 bench: install  ## the benchmarks, with the peers that they run beside this code; wants a quiet machine
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.bench_transe
+	$(BIN)/python -m tests.benchmarks.bench_knn_entity_attention
 
 quickstart: install  ## the whole way once on the built-in sample, at most 10 minutes on 2 CPU cores
 	PATH="$(abspath $(BIN)):$$PATH" launch/quickstart.sh quickstart
