@@ -278,7 +278,7 @@ def main() -> None:
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "load average at the start and at the end": f"{load:.1f}, {os.getloadavg()[0]:.1f}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}{faiss_version}",
-        "rounds": arguments.rounds or ", ".join(f"{count} at M = {m}" for m, count in ROUNDS.items()),
+        "rounds": arguments.rounds or ", ".join(f"{ROUNDS.get(m, 3)} at M = {m}" for m in arguments.mentions),
         "wall time": f"{time.perf_counter() - started:.0f} s",
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
