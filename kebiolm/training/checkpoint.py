@@ -99,7 +99,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: there is none, or it does not agree with its list of files.
     """
-    mend = "give OUTPUT/checkpoints/step-XXXXXXXX or the OUTPUT folder of a run that saved one"
+    mend = "give a folder such as OUTPUT/checkpoints/step-00000200 or the OUTPUT folder of a run that saved one"
     if not path.is_dir():
         raise UserError(path, got="no such folder", expected="a checkpoint", mend=mend)
     found = [path] if (path / MARKER).is_file() else complete_checkpoints(path / "checkpoints")
