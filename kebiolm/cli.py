@@ -67,7 +67,7 @@ def kb_build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Build a knowledge base (concepts, names, triples, link index) from UMLS files."""
-    from preprocessing.build_kb import build_kb
+    from preprocessing.umls.build_kb import build_kb
 
     build_kb(umls, out, overwrite=overwrite)
 
@@ -101,8 +101,8 @@ def annotate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew if OUT holds an earlier job.")] = False,
 ) -> None:
     """Find and link mentions in abstracts; a command that was interrupted goes on where it stopped."""
-    from preprocessing.annotate_job import AnnotationJob, list_inputs
-    from preprocessing.annotate_ray import run_job
+    from preprocessing.annotation.job import AnnotationJob, list_inputs
+    from preprocessing.annotation.run_ray import run_job
 
     job = AnnotationJob(inputs=list_inputs(inputs), kb=kb, model=model, out=out, threshold=threshold)
     run_job(job, workers=workers, ray_address=ray_address, overwrite=overwrite)
@@ -117,7 +117,7 @@ def annotate_eval(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Measure mentions and their concepts against a gold standard."""
-    from preprocessing.annotation_eval import evaluate_and_report
+    from preprocessing.annotation.evaluation import evaluate_and_report
 
     evaluate_and_report(annotated, gold, codes, json_file)
 
@@ -140,8 +140,8 @@ def pack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards folder if it exists.")] = False,
 ) -> None:
     """Pack annotated documents into training shards."""
-    from preprocessing.pack import PackSettings, print_summary
-    from preprocessing.pack import pack as run
+    from preprocessing.packing.pack import PackSettings, print_summary
+    from preprocessing.packing.pack import pack as run
 
     settings = PackSettings(
         max_length=max_length,
@@ -163,7 +163,7 @@ def shards_show(
     first: Annotated[int, typer.Option(help="Number of the first sequence.")] = 0,
 ) -> None:
     """Print packed sequences with their mentions in colour."""
-    from preprocessing.shards_show import show_shards
+    from preprocessing.packing.shards_show import show_shards
 
     show_shards(shards, n=n, split=split, first=first)
 

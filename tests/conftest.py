@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kebiolm.files import write_json
-from preprocessing.annotation_store import FORMAT, VERSION, write_unit
+from preprocessing.annotation.store import FORMAT, VERSION, write_unit
 from preprocessing.document import Document
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sample_kb(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The knowledge base folder built from the sample's UMLS files. Read only."""
-    from preprocessing.build_kb import build_kb
+    from preprocessing.umls.build_kb import build_kb
 
     folder = tmp_path_factory.mktemp("sample_kb") / "kb"
     build_kb(sample_dir / "umls", folder)
@@ -47,7 +47,7 @@ def sample_kb(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """Ray on this machine with two CPUs, started once; annotation jobs use a session that is open."""
-    from preprocessing.annotate_ray import ray_session
+    from preprocessing.annotation.run_ray import ray_session
 
     with ray_session(None, workers=2):
         yield
@@ -91,7 +91,7 @@ def write_annotated(tmp_path: Path) -> Callable[[Iterable[Document]], Path]:
 def sample_shards(sample_dir: Path, sample_kb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's abstracts annotated with their gold mentions and packed at length 128. Read only."""
     from preprocessing.document import Mention
-    from preprocessing.pack import PackSettings, pack
+    from preprocessing.packing.pack import PackSettings, pack
     from preprocessing.sources.pubtator import read_gold
 
     documents = [

@@ -131,9 +131,9 @@ def test_a_missing_package_is_named_with_its_extra(command: list[str], absent: s
 
 
 def test_a_broken_module_of_ours_is_not_hidden() -> None:
-    done = run_without("preprocessing.annotate_job", ["annotate", "x", "--kb", "k", "--model", "m", "--out", "o"])
+    done = run_without("preprocessing.annotation.job", ["annotate", "x", "--kb", "k", "--model", "m", "--out", "o"])
     assert done.returncode == 1
-    assert "Traceback" in done.stderr and "preprocessing.annotate_job" in done.stderr
+    assert "Traceback" in done.stderr and "preprocessing.annotation.job" in done.stderr
 
 
 def run_without(module: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:

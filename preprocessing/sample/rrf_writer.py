@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from preprocessing.rrf import LAYOUT_FILE, STANDARD_COLUMNS
 from preprocessing.sample.concepts import Concept, all_concepts, concepts_by_name
 from preprocessing.sample.relations import Fact, all_facts
+from preprocessing.umls.rrf import LAYOUT_FILE, STANDARD_COLUMNS
 
 SOURCE = "SMP"
 SECOND_SOURCE = "SMP2"

@@ -45,8 +45,8 @@ from kebiolm.transe.evaluate import evaluate
 from kebiolm.transe.model import TransE
 from kebiolm.transe.train import TransESettings, train
 from kebiolm.transe.triples import index_triples, split_heldout
-from preprocessing.build_kb import build_kb
 from preprocessing.sample.build import SampleSettings, build_sample
+from preprocessing.umls.build_kb import build_kb
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"

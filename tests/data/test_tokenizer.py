@@ -92,7 +92,8 @@ def test_our_modules_need_no_torch(tiny_tokenizer_folder: Path):
     # A preprocessing node has no torch: importing it there fails, so nothing of ours may try.
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import preprocessing.pack, preprocessing.shards_show, kebiolm.data.masking, kebiolm.data.tokenizer\n"
+        "import preprocessing.packing.pack, preprocessing.packing.shards_show\n"
+        "import kebiolm.data.masking, kebiolm.data.tokenizer\n"
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

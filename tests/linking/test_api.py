@@ -12,8 +12,8 @@ import torch
 from kebiolm.linking import KeBioLM
 from kebiolm.linking.linked_text import to_json
 from kebiolm.linking.windows import make_windows
-from preprocessing.align import tokenize_documents
 from preprocessing.document import Document
+from preprocessing.packing.align import tokenize_documents
 from tests.linking.hand_made_model import ASPIRIN, ENTITY_SIZE, HEADACHE, HIDDEN_SIZE, PAIN, WINDOW
 
 TEXT = "Aspirin treats severe HEADACHE and pain."

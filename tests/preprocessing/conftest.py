@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.build_kb import build_kb
+from preprocessing.umls.build_kb import build_kb
 
 NAMES = {
     "C0017861": ("Glycerin", "Glycerol", "1,2,3-Propanetriol"),

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from kebiolm.console import progress
 from kebiolm.files import describe_file
-from preprocessing.rrf import RowCounts, RrfFile, read_rows
+from preprocessing.umls.rrf import RowCounts, RrfFile, read_rows
 
 UNKNOWN_CUI = "unknown CUI"
 

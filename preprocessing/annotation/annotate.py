@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from preprocessing.annotation.ner import FoundMentions, MentionFinder, NerFailure
 from preprocessing.document import Document, Mention, Reject
 from preprocessing.linker import Candidate, LinkIndex, link_key
-from preprocessing.ner import FoundMentions, MentionFinder, NerFailure
 from preprocessing.sources.record import make_reject
 
 DOCUMENTS_AT_ONCE = 256

@@ -31,10 +31,10 @@ from kebiolm.console import error_console
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.errors import UserError
 from kebiolm.files import check_apart, describe_file, write_json
-from preprocessing.annotate import Annotator
-from preprocessing.annotation_store import FORMAT, VERSION, part_name, read_unit, total_counts, write_unit
+from preprocessing.annotation.annotate import Annotator
+from preprocessing.annotation.ner import DICTIONARY, NerLimits, describe_model, load_finder
+from preprocessing.annotation.store import FORMAT, VERSION, part_name, read_unit, total_counts, write_unit
 from preprocessing.linker import LinkIndex
-from preprocessing.ner import DICTIONARY, NerLimits, describe_model, load_finder
 from preprocessing.sources import find_reader, open_source
 from preprocessing.sources.open_source import SUFFIXES
 

@@ -28,7 +28,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from kebiolm.console import console, progress
 from kebiolm.errors import UserError
-from preprocessing.annotate_job import AnnotationJob, UnitWorker, close_job, open_job, summary_table
+from preprocessing.annotation.job import AnnotationJob, UnitWorker, close_job, open_job, summary_table
 
 MAX_FAILED_STARTS = 3
 # A large model on a cold disk loads in a minute or two; a pool that does not start in this time never will.

@@ -20,8 +20,8 @@ from kebiolm.console import console
 from kebiolm.data import knowledge_base
 from kebiolm.errors import UserError
 from kebiolm.files import atomic_folder, describe_file, has_format, write_json
-from preprocessing import rrf
-from preprocessing.rrf_batches import Batch, ConceptRows, Reader
+from preprocessing.umls import rrf
+from preprocessing.umls.rrf_batches import Batch, ConceptRows, Reader
 
 NOT_ENGLISH = "not English"
 SUPPRESSED = "suppressed"

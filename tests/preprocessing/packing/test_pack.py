@@ -20,11 +20,11 @@ from kebiolm.data.entity_vocab import NIL_ROW
 from kebiolm.data.shard_format import PackedSequence, PackedShards
 from kebiolm.data.tokenizer import check_tokenizer, load_tokenizer
 from kebiolm.errors import UserError
-from preprocessing.best_fit import SequencePacker
 from preprocessing.document import Document, Mention
-from preprocessing.pack import PackSettings, pack, split_of
-from preprocessing.segments import Segment
-from preprocessing.shards_show import show_shards
+from preprocessing.packing.best_fit import SequencePacker
+from preprocessing.packing.pack import PackSettings, pack, split_of
+from preprocessing.packing.segments import Segment
+from preprocessing.packing.shards_show import show_shards
 from preprocessing.sources.pubtator import read_pubtator
 
 WriteAnnotated = Callable[[Iterable[Document]], Path]

@@ -4,7 +4,7 @@
     part-00000.rejects.parquet   doc_id, source, reason, detail
     part-00000.json              counts and hashes of the two, written last: without it the unit is not done
     manifest.json                settings, inputs, totals and the hashes of all files, written when every unit is done
-    job.json, .lock              what is to be done, and who is doing it (see `preprocessing.annotate_job`)
+    job.json, .lock              what is to be done, and who is doing it (see `preprocessing.annotation.job`)
 
 The same input and settings give the same bytes.
 """

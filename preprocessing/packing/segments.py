@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from preprocessing.align import TokenizedDocument
+from preprocessing.packing.align import TokenizedDocument
 
 UNIT_DOCUMENT, UNIT_SENTENCE = "document", "sentence"
 UNITS = (UNIT_DOCUMENT, UNIT_SENTENCE)

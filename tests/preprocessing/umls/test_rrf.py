@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kebiolm.errors import UserError
-from preprocessing import rrf
+from preprocessing.umls import rrf
 
 LAYOUT = "MRSTY.RRF|Semantic types|CUI,TUI,STN,STY,ATUI,CVF|6|{rows}|0|\n"
 ROWS = [b"C0000001|T047|B2|Disease or Syndrome|AT1||", b"C0000002|T121|A1|Pharmacologic Substance|AT2||"]

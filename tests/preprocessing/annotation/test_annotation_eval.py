@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kebiolm.errors import UserError
-from preprocessing.annotation_eval import Score, evaluate, evaluate_and_report, read_codes
+from preprocessing.annotation.evaluation import Score, evaluate, evaluate_and_report, read_codes
 from preprocessing.document import Document, Mention
 from preprocessing.sources.pubtator import GoldDocument, GoldMention
 

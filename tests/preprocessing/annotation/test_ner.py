@@ -8,7 +8,14 @@ import pytest
 import spacy
 
 from kebiolm.errors import UserError
-from preprocessing.ner import FoundMentions, MentionFinder, NerFailure, NerLimits, describe_model, load_finder
+from preprocessing.annotation.ner import (
+    FoundMentions,
+    MentionFinder,
+    NerFailure,
+    NerLimits,
+    describe_model,
+    load_finder,
+)
 
 NAMES = ["Heart attack", "attack", "Magnetic resonance imaging", "MRI", "ALL", "IV", "17", "2-4", "Attack of pain"]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from kebiolm.data.entity_vocab import NIL_ROW, EntityVocab
 from kebiolm.data.tokenizer import load_tokenizer
-from preprocessing.align import TokenizedDocument, align_mentions, tokenize_documents
 from preprocessing.document import Document, Mention
+from preprocessing.packing.align import TokenizedDocument, align_mentions, tokenize_documents
 
 VOCAB = EntityVocab.build({"C0004057": 1, "C0018681": 1})
 # "aspirin treats": asp ##irin treats

@@ -36,11 +36,11 @@ from kebiolm.data.shard_format import (
 from kebiolm.data.tokenizer import describe_tokenizer, load_tokenizer, save_tokenizer
 from kebiolm.errors import UserError
 from kebiolm.files import atomic_folder, describe_file, has_format, sha256_of_json, write_json
-from preprocessing.align import TokenizedDocument, tokenize_documents
-from preprocessing.annotation_store import AnnotatedCorpus
-from preprocessing.best_fit import NUM_SPECIAL_PIECES, SequencePacker
+from preprocessing.annotation.store import AnnotatedCorpus
 from preprocessing.document import Document
-from preprocessing.segments import UNIT_DOCUMENT, UNITS, segment_document
+from preprocessing.packing.align import TokenizedDocument, tokenize_documents
+from preprocessing.packing.best_fit import NUM_SPECIAL_PIECES, SequencePacker
+from preprocessing.packing.segments import UNIT_DOCUMENT, UNITS, segment_document
 
 _TOKENIZED_TOGETHER = 256  # documents of one tokenizer call
 _MIN_LENGTH = 8

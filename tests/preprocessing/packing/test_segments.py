@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.align import AlignedMentions, TokenizedDocument
-from preprocessing.segments import Segment, segment_document, sentence_ends
+from preprocessing.packing.align import AlignedMentions, TokenizedDocument
+from preprocessing.packing.segments import Segment, segment_document, sentence_ends
 
 
 def make_document(words: list[list[str]], mentions: list[tuple[int, int]] = ()) -> tuple[TokenizedDocument, str]:

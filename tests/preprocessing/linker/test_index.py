@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from kebiolm.errors import UserError
-from preprocessing import linker
 from preprocessing.linker import LinkIndex, build_link_index, link_key
+from preprocessing.linker import index as linker
 
 PAIRS = [
     ("Aspirin", "C2"),

@@ -11,10 +11,10 @@ from kebiolm.cli import app
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.errors import UserError
 from kebiolm.files import sha256_of_file
-from preprocessing import build_kb as build
-from preprocessing import rrf
-from preprocessing.build_kb import build_kb
-from preprocessing.rrf_batches import UNKNOWN_CUI
+from preprocessing.umls import build_kb as build
+from preprocessing.umls import rrf
+from preprocessing.umls.build_kb import build_kb
+from preprocessing.umls.rrf_batches import UNKNOWN_CUI
 
 CONSO = rrf.STANDARD_COLUMNS["MRCONSO.RRF"].split(",")
 REL = rrf.STANDARD_COLUMNS["MRREL.RRF"].split(",")

@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 import numpy as np
 
 from kebiolm.data.shard_format import BEGIN, INSIDE, OUTSIDE, PackedSequence
-from preprocessing.segments import Segment
+from preprocessing.packing.segments import Segment
 
 NUM_SPECIAL_PIECES = 2  # [CLS] before and [SEP] after each segment
 

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from kebiolm.errors import UserError
 from kebiolm.files import sha256_of_file
-from preprocessing.annotate import Annotator
-from preprocessing.annotate_job import (
+from preprocessing.annotation.annotate import Annotator
+from preprocessing.annotation.evaluation import evaluate, read_codes
+from preprocessing.annotation.job import (
     LOCK_FILE,
     AnnotationJob,
     UnitWorker,
@@ -27,12 +28,11 @@ from preprocessing.annotate_job import (
     list_inputs,
     open_job,
 )
-from preprocessing.annotate_ray import ray_session, run_job, run_units
-from preprocessing.annotation_eval import evaluate, read_codes
-from preprocessing.annotation_store import AnnotatedCorpus, part_name
+from preprocessing.annotation.ner import load_finder
+from preprocessing.annotation.run_ray import ray_session, run_job, run_units
+from preprocessing.annotation.store import AnnotatedCorpus, part_name
 from preprocessing.document import Document, Mention, Reject
 from preprocessing.linker import LinkIndex
-from preprocessing.ner import load_finder
 from preprocessing.sources.pubtator import read_gold
 from tests.preprocessing.conftest import NAMES
 
@@ -216,7 +216,7 @@ def test_one_folder_has_one_driver(job: AnnotationJob, tmp_path: Path) -> None:
     (tmp_path / "job").write_bytes(pickle.dumps(job))
     code = """if True:
         import pickle, sys, time
-        from preprocessing.annotate_job import open_job
+        from preprocessing.annotation.job import open_job
         with open(sys.argv[1], "rb") as file, open_job(pickle.load(file), overwrite=False):
             print("held", flush=True)
             time.sleep(60)"""

@@ -13,7 +13,7 @@ from rich.table import Table
 from kebiolm.console import console
 from kebiolm.errors import UserError
 from kebiolm.files import write_json
-from preprocessing.annotation_store import AnnotatedCorpus
+from preprocessing.annotation.store import AnnotatedCorpus
 from preprocessing.document import Document, Reject
 from preprocessing.sources import find_reader
 from preprocessing.sources.pubtator import GoldDocument, read_gold

@@ -1,0 +1,1 @@
+"""Annotated documents -> packed training shards: align, cut into segments, pack, write."""

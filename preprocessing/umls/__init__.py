@@ -1,0 +1,1 @@
+"""UMLS release files -> one knowledge base folder."""
