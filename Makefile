@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install bench quickstart test check style
+.PHONY: install bench quickstart test chaos-preprocess check style
 
 # torch first and by exact version: an open range would bring several GB of CUDA packages on a machine without a GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,6 +26,9 @@ quickstart: install  ## the whole way once on the built-in sample, at most 10 mi
 
 test: install  ## the whole test suite, at most 15 minutes on 2 CPU cores
 	$(BIN)/python -m pytest
+
+chaos-preprocess: install  ## kills annotation and packing at random, 20 times, and compares every byte; at most 20 minutes
+	$(BIN)/python -m tests.chaos.chaos_preprocess
 
 check: install  ## lint and formatting, without edits
 	$(BIN)/ruff check .

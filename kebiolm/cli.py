@@ -21,7 +21,7 @@ app = typer.Typer(
 
 # Packages that only some nodes have, as in pyproject.toml, and what to install where one is missing.
 EXTRAS = {
-    ("defusedxml", "ray", "scipy", "scispacy", "spacy"): "pip install 'kebiolm[prep]'",
+    ("numba", "ray", "scipy", "scispacy", "spacy"): "pip install 'kebiolm[prep]'",
     ("safetensors", "torch"): "pip install 'kebiolm[model]' to use a model, 'kebiolm[train]' to train one",
     ("deepspeed", "mlflow", "pydantic"): "pip install 'kebiolm[train]'",
 }
@@ -96,15 +96,29 @@ def annotate(
     model: Annotated[str, typer.Option(help="spaCy pipeline with an `ner` (name or folder), or `dictionary`.")],
     out: Annotated[Path, typer.Option(help="Folder to write the annotated documents to.")],
     threshold: Annotated[float, typer.Option(help="Keep the best concept if its score is strictly above this.")] = 0.85,
+    linker: Annotated[
+        str, typer.Option(help="exact, scispacy-hnsw (approximate), or the folder of a published scispaCy linker.")
+    ] = "exact",
+    document_timeout: Annotated[float, typer.Option(help="Seconds after which a document is set aside.")] = 120.0,
+    slice_documents: Annotated[int, typer.Option(help="Documents of one unit of work.")] = 2000,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with its own copy of the model.")] = 1,
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew if OUT holds an earlier job.")] = False,
 ) -> None:
     """Find and link mentions in abstracts; a command that was interrupted goes on where it stopped."""
     from preprocessing.annotation.job import AnnotationJob, list_inputs
-    from preprocessing.annotation.run_ray import run_job
+    from preprocessing.annotation.run import run_job
 
-    job = AnnotationJob(inputs=list_inputs(inputs), kb=kb, model=model, out=out, threshold=threshold)
+    job = AnnotationJob(
+        inputs=list_inputs(inputs),
+        kb=kb,
+        model=model,
+        out=out,
+        threshold=threshold,
+        linker=linker,
+        slice_documents=slice_documents,
+        document_seconds=document_timeout,
+    )
     run_job(job, workers=workers, ray_address=ray_address, overwrite=overwrite)
 
 
@@ -132,16 +146,21 @@ def pack(
         Path | None, typer.Option(help="Folder made by `kebiolm kb build`: names for the entity vocabulary.")
     ] = None,
     max_length: Annotated[int, typer.Option(help="Most word pieces of a sequence.")] = 512,
-    max_mentions: Annotated[int, typer.Option(help="Most mentions of a sequence that are linked.")] = 50,
+    max_mentions: Annotated[int, typer.Option(help="Most mentions of a document that are linked.")] = 50,
     unit: Annotated[str, typer.Option(help="What attends to each other: document or sentence.")] = "document",
     min_count: Annotated[int, typer.Option(help="Concepts with fewer mentions get no row; they are NIL.")] = 1,
     heldout: Annotated[float, typer.Option(help="Share of the documents for evaluation.")] = 0.01,
-    sequences_per_shard: Annotated[int, typer.Option(help="Sequences of one file.")] = 16384,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards folder if it exists.")] = False,
+    documents_per_shard: Annotated[
+        int, typer.Option(help="Most documents of one file: the unit of work and of memory.")
+    ] = 16384,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with one thread.")] = 1,
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster; default: this machine.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew if OUT holds an earlier job.")] = False,
 ) -> None:
-    """Pack annotated documents into training shards."""
-    from preprocessing.packing.pack import PackSettings, print_summary
+    """Pack annotated documents into training shards; a command that was interrupted goes on where it stopped."""
+    from preprocessing.packing.counts import print_summary
     from preprocessing.packing.pack import pack as run
+    from preprocessing.packing.settings import PackSettings
 
     settings = PackSettings(
         max_length=max_length,
@@ -149,9 +168,19 @@ def pack(
         unit=unit,
         min_count=min_count,
         heldout=heldout,
-        sequences_per_shard=sequences_per_shard,
+        documents_per_shard=documents_per_shard,
     )
-    print_summary(run(annotated, tokenizer, out, settings=settings, knowledge_base=kb, overwrite=overwrite), out)
+    manifest = run(
+        annotated,
+        tokenizer,
+        out,
+        settings=settings,
+        knowledge_base=kb,
+        workers=workers,
+        ray_address=ray_address,
+        overwrite=overwrite,
+    )
+    print_summary(manifest, out)
 
 
 @shards_app.command("show")
@@ -166,6 +195,60 @@ def shards_show(
     from preprocessing.packing.shards_show import show_shards
 
     show_shards(shards, n=n, split=split, first=first)
+
+
+@app.command("status")
+def status(
+    folder: Annotated[Path, typer.Argument(help="OUT of `kebiolm annotate` or `kebiolm pack`, running or not.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until the job is finished.")] = False,
+) -> None:
+    """Say how far a job is; reads manifests only, so any shell or machine that sees the folder can ask."""
+    from preprocessing.watch.status import show_status
+
+    show_status(folder, as_json=as_json, watch=watch)
+
+
+@app.command("verify")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Annotated documents, training shards or a knowledge base.")],
+    kb: Annotated[Path | None, typer.Option(help="Knowledge base of annotated documents: checks its CUIs.")] = None,
+) -> None:
+    """Check hashes, sizes, schemas and counts; lists every problem, status 1 where there is one."""
+    from preprocessing.watch.verify import verify as run
+
+    raise typer.Exit(run(folder, kb=kb))
+
+
+@app.command("annotation-report")
+def annotation_report(
+    annotated: Annotated[Path, typer.Argument(help="Folder made by `kebiolm annotate`.")],
+    *,
+    kb: Annotated[Path, typer.Option(help="The knowledge base that it was linked to.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    shards: Annotated[Path | None, typer.Option(help="Shards packed from it, for the fill rate.")] = None,
+) -> None:
+    """Write the report of an annotation job as one HTML page."""
+    from preprocessing.watch.report import write_report
+
+    write_report(annotated, kb, out, shards=shards)
+
+
+@app.command("plan-annotation")
+def plan_annotation(
+    *,
+    docs: Annotated[int, typer.Option(help="Abstracts of the whole corpus.")],
+    sample: Annotated[list[Path], typer.Option(help="Files or folders of abstracts like it; at most 2,000 are read.")],
+    kb: Annotated[Path, typer.Option(help="Folder made by `kebiolm kb build`.")],
+    model: Annotated[str, typer.Option(help="spaCy pipeline with an `ner` (name or folder), or `dictionary`.")],
+    workers: Annotated[int, typer.Option(help="Workers to plan for.")] = 16,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer of the shards, for their word pieces.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Predict time, memory and disk of a large annotation from a measured sample."""
+    from preprocessing.watch.plan import plan_annotation as run
+
+    run(docs, sample, kb, model, workers=workers, tokenizer=tokenizer, as_json=as_json)
 
 
 @app.command("transe")

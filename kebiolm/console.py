@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,26 @@ def exit_on_user_error(*, say: bool = True) -> Iterator[None]:
     if say:
         error_console.print(f"[bold red]error:[/] {escape(str(mistake))}")
     sys.exit(USER_ERROR_STATUS)
+
+
+@contextmanager
+def stop_politely(say: str) -> Iterator[None]:
+    """End the command in one line where a person or a scheduler stops it (SIGINT, SIGTERM), with status 128 + signal.
+
+    Args:
+        say: what can be done then.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        error_console.print(f"[yellow]stopped by {signal.Signals(number).name}:[/] {escape(say)}")
+        sys.exit(128 + number)
+
+    former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

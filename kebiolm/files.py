@@ -179,6 +179,13 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def user_umask() -> int:
+    """File mode mask of this process, to hand it to processes that do not inherit it (Ray's workers)."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def _check_replaceable(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
     """Refuse to replace what exists at `path`, unless the user wants it and it is empty or of our making."""
     if not overwrite:

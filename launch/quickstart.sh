@@ -17,7 +17,8 @@ kebiolm annotate "$out"/sample/pubmed/* --kb "$out/kb" --model dictionary --out 
 kebiolm annotate-eval "$out/annotated" --gold "$out/sample/gold.pubtator.txt" --codes "$out/sample/codes.tsv"
 step "4/8 packed shards"
 kebiolm pack "$out/annotated" --kb "$out/kb" --tokenizer "$out/sample/tokenizer" --out "$out/shards" \
-  --max-length 128 --heldout 0.1
+  --max-length 128 --heldout 0.1 --workers 2
+kebiolm verify "$out/shards"
 kebiolm shards show "$out/shards" --n 1
 step "5/8 entity vectors: TransE"
 # 1,600 triples are one batch of the default size: smaller batches and more passes instead.
@@ -39,6 +40,7 @@ In your shell first:  source .venv/bin/activate
 model         $out/model        kebiolm link $out/model "your text"
 shards        $out/shards       kebiolm shards show $out/shards
 linked page   $out/link.html
+annotation    $out/annotated/report.html
 
 It is a toy: a few hundred made-up abstracts. Words that it never saw are often mistaken for mentions.
 EOT

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kebiolm.files import write_json
-from preprocessing.annotation.store import FORMAT, VERSION, write_unit
+from preprocessing.annotation.store import FORMAT, VERSION, document_table, reject_table, write_part
 from preprocessing.document import Document
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ def sample_kb(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """Ray on this machine with two CPUs, started once; annotation jobs use a session that is open."""
-    from preprocessing.annotation.run_ray import ray_session
+    from preprocessing.ray_pool import ray_session
 
     with ray_session(None, workers=2):
         yield
@@ -66,12 +66,17 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_annotated_folder(folder: Path, documents: Iterable[Document]) -> Path:
-    """Write documents as a finished annotated folder of one unit; returns the folder."""
-    unit = write_unit(folder, 0, documents, dict)
-    counts = {**unit["counts"], "units": 1}
-    manifest = {"format": FORMAT, "version": VERSION, "counts": counts, "files": unit["files"]}
-    write_json(folder / "manifest.json", manifest)
+def write_annotated_folder(folder: Path, documents: Iterable[Document], *, documents_per_part: int = 2000) -> Path:
+    """Write documents as a finished annotated folder; returns the folder."""
+    documents = list(documents)
+    starts = range(0, max(len(documents), 1), documents_per_part)
+    parts = [
+        write_part(folder, number, document_table(documents[start : start + documents_per_part]), reject_table([]), {})
+        for number, start in enumerate(starts)
+    ]
+    files = {name: file for part in parts for name, file in part["files"].items()}
+    counts = {"documents_in": len(documents), "documents_out": len(documents), "rejects": 0, "parts": len(parts)}
+    write_json(folder / "manifest.json", {"format": FORMAT, "version": VERSION, "counts": counts, "files": files})
     return folder
 
 
@@ -91,7 +96,8 @@ def write_annotated(tmp_path: Path) -> Callable[[Iterable[Document]], Path]:
 def sample_shards(sample_dir: Path, sample_kb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's abstracts annotated with their gold mentions and packed at length 128. Read only."""
     from preprocessing.document import Mention
-    from preprocessing.packing.pack import PackSettings, pack
+    from preprocessing.packing.pack import pack
+    from preprocessing.packing.settings import PackSettings
     from preprocessing.sources.pubtator import read_gold
 
     documents = [

@@ -1,13 +1,19 @@
 """Packed shards: the one place that knows their columns, file names and manifest, for writer and reader alike.
 
-A shards folder describes itself: Arrow IPC files that are read through memory maps, the tokenizer, the entity
-vocabulary, and `manifest.json` with the settings, counts and hashes. A training job needs this one path.
+A shards folder describes itself; a training job needs this one path:
+
+    train-00003-of-00012.arrow     packed sequences, Arrow IPC, one record batch, read through memory maps
+    heldout-00000-of-00001.arrow   the same of the documents for evaluation
+    entity_vocab.tsv, tokenizer/   what the rows and piece ids mean
+    manifest.json                  settings, counts and hashes, written last: without it the folder is not finished
+    README.md, dataset_info.json   for people and `datasets.load_dataset`; no manifest names them, so they may be edited
+    job.json, work/                of the job that makes the folder; work/ is gone when it is done
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,12 +25,13 @@ import pyarrow as pa
 from kebiolm.data import entity_vocab
 from kebiolm.data.entity_vocab import EntityVocab
 from kebiolm.errors import UserError
-from kebiolm.files import describe_file, read_manifest, sha256_of_json, verify_file
+from kebiolm.files import atomic_path, describe_file, read_manifest, sha256_of_json, verify_file
 
 FORMAT, VERSION, MADE_BY = "kebiolm-shards", 1, "kebiolm pack"
 TRAIN, HELDOUT = "train", "heldout"
 SPLITS = (TRAIN, HELDOUT)
 TOKENIZER_FOLDER = "tokenizer"
+WORK_FOLDER = "work"
 OUTSIDE, BEGIN, INSIDE = 0, 1, 2  # values of bio_labels
 
 _MEND = "run `kebiolm pack` again, or copy the folder again"
@@ -51,8 +58,8 @@ SCHEMA = pa.schema(
 class PackedSequence:
     """One row of the training input: segments of several documents, [CLS] pieces [SEP] each, one after the other.
 
-    L = pieces with the special ones, D = segments, N = mentions within the cap. Arrays of a sequence that was read
-    from a shard are read-only views of the memory map.
+    L = pieces with the special ones, D = segments, N = mentions within the cap, which holds for each segment. Arrays of
+    a sequence that was read from a shard are read-only views of the memory map.
     """
 
     input_ids: np.ndarray
@@ -76,55 +83,62 @@ class PackedSequence:
         return len(self.input_ids)
 
 
-class ShardWriter:
-    """Writes the sequences of one split into numbered Arrow IPC files, each one record batch.
+def shard_name(split: str, number: int, of: int) -> str:
+    """File name of shard `number` of `of`; by name the files stand in the order of the numbers."""
+    return f"{split}-{number:05d}-of-{of:05d}.arrow"
 
-    The files' names hold their number in all ("train-00003-of-00012.arrow"), so they get them in `close`. Write into
-    a folder of `kebiolm.files.atomic_folder`: a reader then never sees half a set.
+
+def make_rows(columns: Mapping[str, tuple[np.ndarray | pa.Array, np.ndarray]]) -> pa.RecordBatch:
+    """Sequences as rows of `SCHEMA`.
+
+    Args:
+        columns: of each field its values over all rows, and how many of them each row has.
     """
+    arrays = []
+    for field in SCHEMA:
+        values, lengths = columns[field.name]
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        assert offsets[-1] == len(values) < 2**31, field.name
+        items = values if isinstance(values, pa.Array) else pa.array(values, field.type.value_type)
+        arrays.append(pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), items, type=field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
-    def __init__(self, folder: Path, split: str, *, sequences_per_shard: int) -> None:
-        assert split in SPLITS and sequences_per_shard > 0
-        self._folder, self._split, self._sequences_per_shard = folder, split, sequences_per_shard
-        self._buffer: list[PackedSequence] = []
-        self._parts: list[tuple[Path, int]] = []
 
-    def add(self, sequence: PackedSequence) -> None:
-        """Append one sequence; writes a file whenever one is full."""
-        self._buffer.append(sequence)
-        if len(self._buffer) == self._sequences_per_shard:
-            self._write_part()
+def write_shard(path: Path, rows: pa.RecordBatch) -> dict[str, Any]:
+    """Write one file of sequences, whole or not at all; returns the manifest's entry: {"bytes", "sha256", "rows"}."""
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as writer,
+    ):
+        writer.write_batch(rows)
+    return {**describe_file(path), "rows": rows.num_rows}
 
-    def close(self) -> dict[str, dict[str, Any]]:
-        """Write what is left and name the files.
 
-        Returns:
-            The manifest's entry of each file: {name: {"bytes", "sha256", "rows"}}.
-        """
-        if self._buffer:
-            self._write_part()
-        files = {}
-        for index, (part, rows) in enumerate(self._parts):
-            path = self._folder / f"{self._split}-{index:05d}-of-{len(self._parts):05d}.arrow"
-            part.rename(path)
-            files[path.name] = {**describe_file(path), "rows": rows}
-        return files
+def read_shard(path: Path, rows: int) -> pa.RecordBatch:
+    """Memory-map one file of sequences.
 
-    def _write_part(self) -> None:
-        part = self._folder / f"{self._split}-{len(self._parts):05d}.part"
-        columns = [_list_array([getattr(row, field.name) for row in self._buffer], field.type) for field in SCHEMA]
-        batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-            writer.write_batch(batch)
-        self._parts.append((part, len(self._buffer)))
-        self._buffer = []
+    Raises:
+        UserError: it is no such file, or has not this number of rows.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if reader.schema != SCHEMA or reader.num_record_batches != 1:
+            raise UserError(path, got="other columns", expected=f"a shard of {FORMAT} version {VERSION}", mend=_MEND)
+        batch = reader.get_batch(0)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(path, got=f"no Arrow file ({error})", expected="a packed shard", mend=_MEND) from None
+    if batch.num_rows != rows:
+        raise UserError(path, got=f"{batch.num_rows} sequences", expected=f"{rows} as in the manifest", mend=_MEND)
+    return batch
 
 
 class ShardSplit:
     """The sequences of one split, in file order; `split[i]` is a `PackedSequence`, where i is the sample id."""
 
     def __init__(self, paths: list[Path], rows: list[int]) -> None:
-        self._shards = [_open_shard(path, count) for path, count in zip(paths, rows, strict=True)]
+        self._shards = [_views(read_shard(path, count)) for path, count in zip(paths, rows, strict=True)]
         self._first_rows = [0, *accumulate(rows)]
 
     def __len__(self) -> int:
@@ -168,9 +182,12 @@ class PackedShards:
             verify: also compare the SHA-256 of every file, which reads them whole; sizes are always compared.
 
         Raises:
-            UserError: the folder is something else, or a file of it is missing, cut short or altered.
+            UserError: the folder is something else or not finished, or a file of it is missing, cut short or altered.
         """
         path = Path(path)
+        if (path / WORK_FOLDER).is_dir() and not (path / "manifest.json").exists():
+            mend = f"run the same `{MADE_BY}` command again: it goes on where it stopped"
+            raise UserError(path, got="a packing job that is not finished", expected="a shards folder", mend=mend)
         manifest = read_manifest(path, FORMAT, VERSION, made_by=MADE_BY)
         if missing := [field for field in _MANIFEST_FIELDS if not isinstance(manifest.get(field), dict)]:
             raise UserError(path / "manifest.json", got=f"no field {missing[0]!r}", expected="a whole one", mend=_MEND)
@@ -196,26 +213,8 @@ class PackedShards:
         return self.manifest["settings"]["max_length"]
 
 
-def _list_array(rows: list[Any], type_: pa.DataType) -> pa.Array:
-    """A list column; NumPy rows are joined without a detour through Python objects."""
-    if pa.types.is_string(type_.value_type):
-        return pa.array(rows, type=type_)
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
-    values = np.concatenate(rows).astype(type_.value_type.to_pandas_dtype(), copy=False)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=type_)
-
-
-def _open_shard(path: Path, rows: int) -> dict[str, tuple[np.ndarray, Any]]:
-    """Memory-map one file; returns (offsets, values) of each column, values as NumPy views except for strings."""
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        if reader.schema != SCHEMA or reader.num_record_batches != 1:
-            raise UserError(path, got="other columns", expected=f"a shard of {FORMAT} version {VERSION}", mend=_MEND)
-        batch = reader.get_batch(0)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(path, got=f"no Arrow file ({error})", expected="a packed shard", mend=_MEND) from None
-    if batch.num_rows != rows:
-        raise UserError(path, got=f"{batch.num_rows} sequences", expected=f"{rows} as in the manifest", mend=_MEND)
+def _views(batch: pa.RecordBatch) -> dict[str, tuple[np.ndarray, Any]]:
+    """(offsets, values) of each column, values as NumPy views except for strings."""
     views = {}
     for name, column in zip(SCHEMA.names, batch.columns, strict=True):
         is_text = pa.types.is_string(column.type.value_type)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from preprocessing.linker.index import Candidate, LinkIndex, build_link_index, link_key
+from preprocessing.linker.build import build_link_index
+from preprocessing.linker.index import Candidate, LinkedConcepts, LinkIndex
+from preprocessing.linker.tfidf import link_key
 
-__all__ = ["Candidate", "LinkIndex", "build_link_index", "link_key"]
+__all__ = ["Candidate", "LinkIndex", "LinkedConcepts", "build_link_index", "link_key"]

@@ -2,28 +2,17 @@
 
 scispaCy (Neumann et al., 2019) turns every name of the knowledge base into a TF-IDF vector of character 3-grams,
 finds the names nearest to a mention by cosine, and scores a concept by its best name. Its search is approximate and
-two builds of its graph disagree; here the cosine to every name that shares a 3-gram is computed with a sparse product,
-so the best name is always found and the same mention always gets the same answer.
+two builds of its graph disagree. Here the best name is always found and the same mention always gets the same answer.
 
-An index is a folder of plain arrays (never a pickle), built once from sorted names, hashed, and memory-mapped by every
-process that links:
-
-    vocabulary.json                          the 3-grams, sorted; a 3-gram's number is its place in this list
-    idf.npy                                  [3-grams] float32
-    postings_{start,name,weight}.npy         for each 3-gram the names that contain it and its weight there (CSR)
-    name_{start,concept}.npy                 for each name the concepts that carry it (CSR)
-    names.arrow, concepts.arrow              the names and the CUIs, both sorted
-    manifest.json                            settings, counts, hashes
+There are two searches with equal answers: `link` multiplies with all names and ranks whatever shares a 3-gram;
+`link_above` wants only the best concept above a threshold, which lets it skip nearly all names (see `search`).
 """
 
 from __future__ import annotations
 
-import json
-import math
-from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +21,15 @@ import pyarrow as pa
 from scipy import sparse
 
 from kebiolm.errors import UserError
-from kebiolm.files import (
-    atomic_folder,
-    describe_file,
-    has_format,
-    read_manifest,
-    sha256_of_json,
-    verify_file,
-    write_json,
-)
+from kebiolm.files import read_manifest, sha256_of_json, verify_file
+from preprocessing.linker.build import FORMAT, VERSION, VOCABULARY_FILES
+from preprocessing.linker.search import LOWEST_THRESHOLD, SCORE_DECIMALS, IndexArrays, prepare, search
+from preprocessing.linker.tfidf import GramCounts, Vocabulary, count_grams, link_key, sum_rows
 
-FORMAT, VERSION = "kebiolm-link-index", 1
-
-# scispaCy drops 3-grams that occur in fewer than 10 names, a setting made for the millions of names of UMLS. In a small
-# knowledge base most 3-grams of a rare name are that rare: there nothing is dropped.
-SCISPACY_MIN_DF = 10
-SMALL_KB_NAMES = 10_000
-
-# The product of a batch of mentions with the names holds at most this many (mention, name) pairs: 8 bytes each.
+# The product of a batch of mentions with the names holds at most this many (mention, name) pairs: 12 bytes each.
 MAX_PAIRS_IN_MEMORY = 16_000_000
 
-# Scores that differ by less are rounding errors of float32: they count as equal, so that a tie is a tie on any machine.
-SCORE_DECIMALS = 6
-
+_MENTIONS_AT_ONCE = 20_000
 _MEND = "run `kebiolm kb build` again"
 
 
@@ -73,69 +48,17 @@ class Candidate:
     score: float
 
 
-def link_key(mention: str) -> str:
-    """The part of a mention that linking looks at: lower case, white space joined. Equal keys get equal candidates."""
-    return " ".join(mention.lower().split())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkedConcepts:
+    """The best concept of each of M mentions.
 
-
-def build_link_index(
-    names: Sequence[str], cuis: Sequence[str], out: Path, *, min_df: int | None = None
-) -> dict[str, Any]:
-    """Build the index of a knowledge base's names and write it to a new folder.
-
-    Args:
-        names: [P] names; a name may stand there several times, with different concepts.
-        cuis: [P] the concept of each.
-        out: folder to write; a former index is replaced.
-        min_df: drop 3-grams that fewer distinct names contain; None chooses scispaCy's 10, or 1 (drop nothing) below
-            10,000 names.
-
-    Returns:
-        The manifest. Its counts tell how many names have no 3-gram left; those are found by equality only.
-
-    Raises:
-        ValueError: no names, or `names` and `cuis` differ in length.
+    Attributes:
+        concept: [M] int32, places in the linker's `concepts`; -1 where no concept is above the threshold.
+        score: [M] float32, in (0, 1], a number of 6 decimals; 0 where there is no concept.
     """
-    if not names or len(names) != len(cuis):
-        raise ValueError(f"got {len(names)} names and {len(cuis)} CUIs; expected as many of each, and at least one")
-    pairs = sorted(set(zip(names, cuis, strict=True)))
-    distinct_names = sorted({name for name, _ in pairs})
-    concepts = sorted({cui for _, cui in pairs})
-    if min_df is None:
-        min_df = SCISPACY_MIN_DF if len(distinct_names) >= SMALL_KB_NAMES else 1
 
-    vocabulary, idf = _fit(distinct_names, min_df)
-    postings = _vectors(distinct_names, {gram: number for number, gram in enumerate(vocabulary)}, idf).T.tocsr()
-    number_of = {cui: number for number, cui in enumerate(concepts)}
-    per_name = Counter(name for name, _ in pairs)
-    vectorless = len(distinct_names) - len(np.unique(postings.indices))
-
-    with atomic_folder(out, overwrite=True, is_ours=lambda folder: has_format(folder, FORMAT)) as folder:
-        (folder / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-        np.save(folder / "idf.npy", idf)
-        np.save(folder / "postings_start.npy", postings.indptr)
-        np.save(folder / "postings_name.npy", postings.indices)
-        np.save(folder / "postings_weight.npy", postings.data)
-        np.save(folder / "name_start.npy", np.cumsum([0, *(per_name[name] for name in distinct_names)], dtype=np.int64))
-        np.save(folder / "name_concept.npy", np.array([number_of[cui] for _, cui in pairs], dtype=np.int32))
-        _write_strings(folder / "names.arrow", distinct_names)
-        _write_strings(folder / "concepts.arrow", concepts)
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "settings": {"analyzer": "char_wb", "lowercase": True, "ngram": 3, "min_df": min_df, "norm": "l2"},
-            "counts": {
-                "names": len(distinct_names),
-                "concepts": len(concepts),
-                "name_concept_pairs": len(pairs),
-                "vocabulary": len(vocabulary),
-                "postings": int(postings.nnz),
-                "names_without_vector": vectorless,
-            },
-            "files": {file.name: describe_file(file) for file in sorted(folder.iterdir())},
-        }
-        write_json(folder / "manifest.json", manifest)
-    return manifest
+    concept: np.ndarray
+    score: np.ndarray
 
 
 class LinkIndex:
@@ -143,22 +66,17 @@ class LinkIndex:
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
-        vocabulary = json.loads((path / "vocabulary.json").read_text(encoding="utf-8"))
-        self._number_of_gram = {gram: number for number, gram in enumerate(vocabulary)}
-        self._idf = np.load(path / "idf.npy")
+        self._vocabulary = Vocabulary(**{name: _map(path / file) for name, file in VOCABULARY_FILES.items()})
+        self._arrays = IndexArrays(**{name: _map(path / f"{name}.npy") for name in IndexArrays._fields})
         self._names, self._concepts = _read_strings(path / "names.arrow"), _read_strings(path / "concepts.arrow")
-        self._postings_start, postings_name, weight = (
-            np.load(path / f"postings_{part}.npy", mmap_mode="r") for part in ("start", "name", "weight")
-        )
-        shape = (len(vocabulary), len(self._names))
-        self._postings = sparse.csr_matrix((weight, postings_name, self._postings_start), shape=shape, copy=False)
-        self._name_start = np.load(path / "name_start.npy", mmap_mode="r")
-        self._name_concept = np.load(path / "name_concept.npy", mmap_mode="r")
-        self._vectorless = self._find_vectorless_names(postings_name)
 
     @classmethod
     def load(cls, path: Path, *, check_hash: bool = True) -> LinkIndex:
-        """Open an index after checking every file against the manifest.
+        """Open an index after checking every file against the manifest, and compile the search if need be.
+
+        Args:
+            path: the folder.
+            check_hash: read all files for their SHA-256; otherwise only sizes are compared, which takes no time.
 
         Raises:
             UserError: a file is missing, cut short, or differs from what was built.
@@ -166,15 +84,42 @@ class LinkIndex:
         manifest = read_manifest(path, FORMAT, VERSION, made_by="kebiolm kb build")
         for name, recorded in manifest["files"].items():
             verify_file(path, name, recorded, mend=_MEND, check_hash=check_hash)
-        return cls(path, manifest)
+        index = cls(path, manifest)
+        prepare(index._arrays)
+        return index
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 that changes when any byte of the index or a setting changes."""
         return sha256_of_json(self.manifest)
 
+    @property
+    def concepts(self) -> pa.LargeStringArray:
+        """The CUIs, sorted; a concept's number is its place here."""
+        return self._concepts
+
+    def link_above(self, mentions: Sequence[str], threshold: float) -> LinkedConcepts:
+        """Find the best concept of each mention: what `link(mentions, top=1)` finds, where its score is high enough.
+
+        A threshold below 0.7 is allowed but slow: all names that share a 3-gram are looked at, as in `link`.
+
+        Args:
+            mentions: M texts, of any case and spacing.
+            threshold: a concept's score must be strictly above this; in [0, 1].
+
+        Raises:
+            ValueError: the threshold is not in [0, 1].
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"got the threshold {threshold}; expected one in [0, 1]")
+        concepts, scores = np.full(len(mentions), -1, np.int32), np.zeros(len(mentions))
+        for start in range(0, len(mentions), _MENTIONS_AT_ONCE):
+            batch = slice(start, start + _MENTIONS_AT_ONCE)
+            self._link_batch_above(mentions[batch], threshold, concepts[batch], scores[batch])
+        return LinkedConcepts(concept=concepts, score=scores.astype(np.float32))
+
     def link(self, mentions: Sequence[str], *, top: int = 1) -> list[tuple[Candidate, ...]]:
-        """Find the concepts nearest to each mention.
+        """Find the concepts nearest to each mention, whatever their score.
 
         A concept's score is that of its nearest name. A mention of which no 3-gram is known has no candidates, except
         where it equals a name that has no vector either (score 1): an equal name is never missed.
@@ -186,35 +131,67 @@ class LinkIndex:
         Returns:
             For each mention its candidates, sorted by (score descending, CUI); empty where none shares a 3-gram.
         """
-        vectors = _vectors(mentions, self._number_of_gram, self._idf)
-        results: list[tuple[Candidate, ...]] = []
-        for start, stop in self._batches(vectors):
-            similarities = vectors[start:stop] @ self._postings
-            for row, mention in enumerate(mentions[start:stop]):
-                entries = slice(similarities.indptr[row], similarities.indptr[row + 1])
-                names, scores = similarities.indices[entries], similarities.data[entries]
-                if len(names) == 0:
-                    names = np.array(self._vectorless.get(link_key(mention), []), dtype=np.int64)
-                    scores = np.ones(len(names), dtype=np.float32)
-                results.append(self._best_concepts(names, scores, top))
-        return results
+        return [
+            tuple(
+                Candidate(cui=self._concepts[concept].as_py(), name=self._names[name].as_py(), score=score)
+                for concept, score, name in ranked
+            )
+            for ranked in self._rank(mentions, top)
+        ]
 
-    def _batches(self, vectors: sparse.csr_matrix) -> Iterator[tuple[int, int]]:
+    def _link_batch_above(
+        self, mentions: Sequence[str], threshold: float, concepts: np.ndarray, scores: np.ndarray
+    ) -> None:
+        if threshold < LOWEST_THRESHOLD:
+            for row, ranked in enumerate(self._rank(mentions, 1)):
+                if ranked and ranked[0][1] > threshold:
+                    concepts[row], scores[row], _ = ranked[0]
+            return
+        keys = [link_key(mention) for mention in mentions]
+        grams = count_grams(keys, self._vocabulary)
+        search(self._arrays, grams, threshold, concepts, scores)
+        if threshold < 1:
+            for row in np.flatnonzero(np.diff(grams.start) == 0).tolist():
+                if names := self._vectorless.get(keys[row]):
+                    concepts[row] = min(self._concepts_of(name)[0] for name in names)
+                    scores[row] = 1.0
+
+    def _rank(self, mentions: Sequence[str], top: int) -> Iterator[list[tuple[int, float, int]]]:
+        """For each mention its `top` concepts: number, score, and number of the nearest name."""
+        keys = [link_key(mention) for mention in mentions]
+        grams = count_grams(keys, self._vocabulary)
+        idf_squared = self._arrays.idf_squared[grams.gram]
+        lengths = np.sqrt(sum_rows(grams.start, grams.count**2 * idf_squared))
+        shape = (len(keys), len(self._arrays.idf_squared))
+        weights = sparse.csr_matrix((grams.count * idf_squared, grams.gram, grams.start), shape=shape)
+        for start, stop in self._batches(grams):
+            products = weights[start:stop] @ self._postings
+            for row in range(start, stop):
+                entries = slice(*products.indptr[row - start : row - start + 2])
+                names = products.indices[entries]
+                if len(names):
+                    cosines = products.data[entries] / (lengths[row] * self._arrays.name_length[names])
+                    scores = np.minimum(np.round(cosines, SCORE_DECIMALS), 1.0)
+                else:
+                    names = np.array(self._vectorless.get(keys[row], []), dtype=np.int64)
+                    scores = np.ones(len(names))
+                yield self._best_concepts(names, scores, top)
+
+    def _batches(self, grams: GramCounts) -> Iterator[tuple[int, int]]:
         """Cut the mentions into runs whose products with all names stay below the memory bound."""
-        names_per_gram = np.diff(self._postings_start)
-        bound = np.minimum(vectors.astype(bool).astype(np.int64) @ names_per_gram, len(self._names))
+        names_per_gram = np.diff(self._postings.indptr)
+        bound = np.minimum(sum_rows(grams.start, names_per_gram[grams.gram]), len(self._names))
         start, pairs = 0, 0
         for row, count in enumerate(bound.tolist()):
             if pairs + count > MAX_PAIRS_IN_MEMORY and row > start:
                 yield start, row
                 start, pairs = row, 0
             pairs += count
-        if start < vectors.shape[0]:
-            yield start, vectors.shape[0]
+        if start < len(bound):
+            yield start, len(bound)
 
-    def _best_concepts(self, names: np.ndarray, scores: np.ndarray, top: int) -> tuple[Candidate, ...]:
+    def _best_concepts(self, names: np.ndarray, scores: np.ndarray, top: int) -> list[tuple[int, float, int]]:
         """The `top` concepts of names [K] with scores [K], which are in no particular order."""
-        scores = np.minimum(np.round(scores.astype(np.float64), SCORE_DECIMALS), 1.0)
         wanted = top
         while True:
             # Names equally near as the last one wanted belong to the choice too: one of them may have the first CUI.
@@ -224,76 +201,49 @@ class LinkIndex:
             if enough or len(best) >= top:
                 break
             wanted *= 4  # several of the names belong to one concept: look further
-        ranked = sorted(best.items(), key=lambda item: (-item[1][0], item[0]))[:top]
-        return tuple(
-            Candidate(cui=self._concepts[concept].as_py(), name=self._names[name].as_py(), score=score)
-            for concept, (score, name) in ranked
-        )
+        ranked = sorted((-score, concept, name) for concept, (score, name) in best.items())
+        return [(concept, -negative, name) for negative, concept, name in ranked[:top]]
 
     def _score_concepts(self, names: np.ndarray, scores: np.ndarray) -> dict[int, tuple[float, int]]:
         """For each concept that carries one of the names: its best score, and the first name that reaches it."""
         best: dict[int, tuple[float, int]] = {}
-        for place in np.lexsort((names, -scores)).tolist():
-            name = int(names[place])
-            for concept in self._name_concept[self._name_start[name] : self._name_start[name + 1]].tolist():
-                best.setdefault(concept, (float(scores[place]), name))
+        texts = self._names.take(pa.array(names)).to_pylist()
+        for score, _, name in sorted(zip((-scores).tolist(), texts, names.tolist(), strict=True)):
+            for concept in self._concepts_of(name):
+                best.setdefault(concept, (-score, name))
         return best
 
-    def _find_vectorless_names(self, postings_name: np.ndarray) -> dict[str, list[int]]:
-        """Names of which every 3-gram is rare, by their key: equality is the only way to find them."""
-        has_vector = np.zeros(len(self._names), dtype=bool)
-        has_vector[postings_name] = True
+    def _concepts_of(self, name: int) -> list[int]:
+        return self._arrays.name_concept[self._arrays.name_start[name] : self._arrays.name_start[name + 1]].tolist()
+
+    @cached_property
+    def _postings(self) -> sparse.csr_matrix:
+        """How often each name has each 3-gram: [3-grams, names] float64. In memory, unlike what `link_above` needs."""
+        arrays = self._arrays
+        entries = (arrays.vectors_count, arrays.vectors_gram, arrays.vectors_start)
+        shape = (len(arrays.name_length), len(arrays.idf_squared))
+        return sparse.csr_matrix(entries, shape=shape).T.tocsr().astype(np.float64)
+
+    @cached_property
+    def _vectorless(self) -> dict[str, list[int]]:
+        """Names of which every 3-gram is rare, by their key: equality is the only way to find them.
+
+        Names are numbered by mass, and theirs is 0: they come first.
+        """
         found: dict[str, list[int]] = {}
-        for name in np.flatnonzero(~has_vector).tolist():
+        for name in range(self.manifest["counts"]["names_without_vector"]):
             found.setdefault(link_key(self._names[name].as_py()), []).append(name)
         return found
 
 
-def trigrams(text: str) -> Iterator[str]:
-    """The character 3-grams of each lower-cased word with one space before and after it (scikit-learn's "char_wb")."""
-    for word in text.lower().split():
-        padded = f" {word} "
-        for start in range(len(padded) - 2):
-            yield padded[start : start + 3]
+def _map(path: Path) -> np.ndarray:
+    # A plain array over the mapped file: compiled code wants no subclass.
+    return np.asarray(np.load(path, mmap_mode="r"))
 
 
-def _fit(names: Sequence[str], min_df: int) -> tuple[list[str], np.ndarray]:
-    """The sorted 3-grams that at least `min_df` of the names contain, and their smoothed inverse document frequency."""
-    document_frequency: Counter[str] = Counter()
-    for name in names:
-        document_frequency.update(set(trigrams(name)))
-    vocabulary = sorted(gram for gram, count in document_frequency.items() if count >= min_df)
-    idf = [math.log((1 + len(names)) / (1 + document_frequency[gram])) + 1 for gram in vocabulary]
-    return vocabulary, np.array(idf, dtype=np.float32)
-
-
-def _vectors(texts: Sequence[str], number_of_gram: dict[str, int], idf: np.ndarray) -> sparse.csr_matrix:
-    """TF-IDF rows [len(texts), 3-grams] float32 of length 1; a text with no known 3-gram is a row of zeros."""
-    starts, columns, counts = array("q", [0]), array("i"), array("f")
-    for text in texts:
-        grams = Counter(number for gram in trigrams(text) if (number := number_of_gram.get(gram)) is not None)
-        # Sorted columns fix the order of every later sum, and with it its last bit.
-        for number in sorted(grams):
-            columns.append(number)
-            counts.append(grams[number])
-        starts.append(len(columns))
-    start, column = np.asarray(starts, dtype=np.int64), np.asarray(columns, dtype=np.int32)
-    weights = np.asarray(counts, dtype=np.float32) * idf[column]
-    rows = sparse.csr_matrix((weights, column, start), shape=(len(texts), len(idf)))
-    norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1), dtype=np.float64)).ravel()
-    rows.data /= np.repeat(np.where(norms > 0, norms, 1), np.diff(rows.indptr)).astype(np.float32)
-    return rows
-
-
-def _write_strings(path: Path, values: list[str]) -> None:
-    table = pa.table({"value": pa.array(values, type=pa.large_string())})
-    with pa.ipc.new_file(path, table.schema) as writer:
-        writer.write_table(table)
-
-
-def _read_strings(path: Path) -> pa.Array:
+def _read_strings(path: Path) -> pa.LargeStringArray:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except pa.ArrowInvalid as error:
         raise UserError(path, got=f"an unreadable file ({error})", expected="an Arrow file", mend=_MEND) from None
-    return table.column("value").combine_chunks()
+    return table.column("value").chunk(0)

@@ -1,165 +1,55 @@
 """`kebiolm pack`: an annotated corpus becomes packed training shards.
 
-Two passes over the corpus: the first counts concepts and makes the entity vocabulary; the second tokenizes, aligns
-mentions, cuts documents into segments, and packs these. One step per file: `align`, `segments`, `best_fit`; the format
-of the output is in `kebiolm.data.shard_format`.
+    count            ->  groups                         ->  heldout              ->  manifest
+    concepts of all      tokenize, align, cut, pack;        pack what the            card, counts
+    parts: vocabulary    put held-out segments aside        groups put aside
+
+One step per file: `align`, `segments`, `best_fit`, done by `worker`; `units` says what is a unit of work. The format of
+the output is in `kebiolm.data.shard_format`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import shutil
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from kebiolm.console import console, progress
+from kebiolm.console import console, progress, stop_politely
 from kebiolm.data import entity_vocab
-from kebiolm.data.entity_vocab import NIL_ROW, NUM_SPECIAL_ROWS, EntityVocab
+from kebiolm.data.entity_vocab import EntityVocab
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.data.shard_format import (
-    BEGIN,
     FORMAT,
-    HELDOUT,
     SPLITS,
     TOKENIZER_FOLDER,
     TRAIN,
     VERSION,
-    PackedSequence,
-    ShardWriter,
+    WORK_FOLDER,
+    PackedShards,
 )
 from kebiolm.data.tokenizer import describe_tokenizer, load_tokenizer, save_tokenizer
 from kebiolm.errors import UserError
-from kebiolm.files import atomic_folder, describe_file, has_format, sha256_of_json, write_json
+from kebiolm.files import atomic_folder, describe_file, sha256_of_json, user_umask, write_json
 from preprocessing.annotation.store import AnnotatedCorpus
-from preprocessing.document import Document
-from preprocessing.packing.align import TokenizedDocument, tokenize_documents
-from preprocessing.packing.best_fit import NUM_SPECIAL_PIECES, SequencePacker
-from preprocessing.packing.segments import UNIT_DOCUMENT, UNITS, segment_document
+from preprocessing.ledger import open_ledger, remove_unfinished
+from preprocessing.packing.card import write_card
+from preprocessing.packing.settings import PackSettings
+from preprocessing.packing.units import GROUPS, HELDOUT_GROUPS, counts_of, group_sizes, heldout_name, read_unit
+from preprocessing.packing.worker import PackWorker
 
-_TOKENIZED_TOGETHER = 256  # documents of one tokenizer call
-_MIN_LENGTH = 8
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-# Rows of the summary, and after which of them a line is drawn.
-_SUMMARY_ROWS = (
-    ("documents", False),
-    ("empty_documents", False),
-    ("cut_documents", True),
-    ("segments", False),
-    ("sequences", False),
-    ("pieces", False),
-    ("fill_rate", True),
-    ("mentions_in", False),
-    ("mentions_kept", False),
-    ("mentions_nil", True),
-    ("mentions_beyond_cap", False),
-    ("mentions_unaligned", False),
-    ("mentions_overlapping", False),
-    ("mentions_broken", False),
-)
+JOB_FORMAT, JOB_VERSION = "kebiolm-pack-job", 1
 
-
-@dataclass(frozen=True, kw_only=True)
-class PackSettings:
-    """How documents become sequences; the defaults are the paper's where it says (section 4.1)."""
-
-    max_length: int = 512
-    """Most pieces of a sequence, [CLS] and [SEP] of every segment included."""
-    max_mentions: int = 50
-    """Most mentions of a sequence that are listed with their entity; the excess keeps its BIO labels."""
-    unit: str = UNIT_DOCUMENT
-    """"document": a segment is a document, cut only where it is too long; "sentence": a segment is a sentence."""
-    min_count: int = 1
-    """Concepts with fewer mentions get no row of the entity table; their mentions are NIL."""
-    heldout: float = 0.01
-    """Share of the documents for evaluation, chosen by a hash of the document id."""
-    sequences_per_shard: int = 16384
-    """Sequences of one file."""
-    window: int = 8192
-    """Segments that are packed together: more fill better and take more memory."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_length", _MIN_LENGTH), ("max_mentions", 1), ("min_count", 1)):
-            _check(name, getattr(self, name) >= least, getattr(self, name), f"at least {least}")
-        for name in ("sequences_per_shard", "window"):
-            _check(name, getattr(self, name) >= 1, getattr(self, name), "at least 1")
-        _check("heldout", 0 <= self.heldout < 1, self.heldout, "0 <= heldout < 1")
-        _check("unit", self.unit in UNITS, self.unit, " or ".join(UNITS))
-
-
-@dataclass(kw_only=True)
-class SplitCounts:
-    """What became of the documents and mentions of one split; nothing is lost without being counted."""
-
-    documents: int = 0
-    empty_documents: int = 0
-    """Documents without a single piece."""
-    cut_documents: int = 0
-    """Documents of more than one segment."""
-    segments: int = 0
-    sequences: int = 0
-    pieces: int = 0
-    """Special pieces included."""
-    mentions_in: int = 0
-    mentions_kept: int = 0
-    """Mentions that are listed with their entity, NIL included."""
-    mentions_nil: int = 0
-    """Those of the kept whose concept is outside the entity vocabulary."""
-    mentions_beyond_cap: int = 0
-    """Mentions beyond `max_mentions`: BIO labels only."""
-    mentions_unaligned: int = 0
-    """Mentions without a piece."""
-    mentions_overlapping: int = 0
-    """Mentions that share a piece with an earlier one."""
-    mentions_broken: int = 0
-    """Mentions longer than a whole segment."""
-
-    def add_document(self, document: TokenizedDocument, *, segments: int, broken: int) -> None:
-        """Count one document and the losses before packing."""
-        mentions = document.mentions
-        self.documents += 1
-        self.empty_documents += segments == 0
-        self.cut_documents += segments > 1
-        self.segments += segments
-        self.mentions_in += len(mentions.spans) + mentions.unaligned + mentions.overlapping
-        self.mentions_unaligned += mentions.unaligned
-        self.mentions_overlapping += mentions.overlapping
-        self.mentions_broken += broken
-
-    def add_sequence(self, sequence: PackedSequence) -> None:
-        """Count one packed sequence."""
-        kept = len(sequence.mention_starts)
-        self.sequences += 1
-        self.pieces += len(sequence)
-        self.mentions_kept += kept
-        self.mentions_nil += int((sequence.mention_entities == NIL_ROW).sum())
-        self.mentions_beyond_cap += int((sequence.bio_labels == BEGIN).sum()) - kept
-
-    def as_dict(self, max_length: int) -> dict[str, Any]:
-        """All counts and the share of positions that hold a piece; checks that no mention is missing."""
-        lost = self.mentions_beyond_cap + self.mentions_unaligned + self.mentions_overlapping + self.mentions_broken
-        assert self.mentions_in == self.mentions_kept + lost, "mentions in = mentions kept + mentions lost"
-        fill = self.pieces / (self.sequences * max_length) if self.sequences else 0.0
-        return {**asdict(self), "fill_rate": round(fill, 6)}
-
-
-@dataclass(kw_only=True)
-class _SplitOutput:
-    """Where the segments of one split go."""
-
-    packer: SequencePacker
-    writer: ShardWriter
-    counts: SplitCounts = field(default_factory=SplitCounts)
-
-    def write(self, sequences: Iterable[PackedSequence]) -> None:
-        for sequence in sequences:
-            self.counts.add_sequence(sequence)
-            self.writer.add(sequence)
+Manifest = dict[str, Any]
+Run = Callable[..., Iterator[tuple[int, Any]]]
+"""`WorkerPool.run` of `preprocessing.ray_pool`, or the same in this process."""
 
 
 def pack(
@@ -169,11 +59,14 @@ def pack(
     *,
     settings: PackSettings | None = None,
     knowledge_base: Path | None = None,
+    workers: int = 1,
+    ray_address: str | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Manifest:
     """Pack an annotated corpus into a shards folder.
 
-    The same corpus, tokenizer and settings give the same bytes.
+    The same corpus, tokenizer and settings give the same bytes, for any number of workers, killed or not. A job that
+    was interrupted goes on where it stopped.
 
     Args:
         annotated: folder made by `kebiolm annotate`.
@@ -181,126 +74,211 @@ def pack(
         out: the shards folder to make.
         settings: lengths, cap, split.
         knowledge_base: folder made by `kebiolm kb build`, for the names and semantic types in the entity vocabulary.
-        overwrite: replace an earlier shards folder at `out`.
+        workers: processes with one thread each; a single one is this process, unless it is to run on a cluster.
+        ray_address: a running Ray cluster; all paths must be on storage that every node shares.
+        overwrite: begin anew, whatever an earlier job left at `out`.
 
     Returns:
-        The manifest that was written.
+        The manifest of the finished folder.
 
     Raises:
-        UserError: an input folder is broken, `out` may not be written, or there is nothing to train on.
+        UserError: an input folder is broken, `out` holds something else, groups failed in every attempt (the others
+            are done and kept), or there is nothing to train on.
     """
     settings = settings or PackSettings()
-    corpus = AnnotatedCorpus.load(annotated)
+    annotated, out = annotated.absolute(), out.absolute()  # a worker may run in another folder
+    corpus = AnnotatedCorpus.load(annotated, check_hash=False)  # the workers check
     base = KnowledgeBase.load(knowledge_base) if knowledge_base else None
     pieces = load_tokenizer(tokenizer)
+    described = {
+        "settings": asdict(settings),
+        "source": {
+            "annotated_manifest_sha256": sha256_of_json(corpus.manifest),
+            "knowledge_base": base.fingerprint if base else None,
+        },
+        "tokenizer": describe_tokenizer(pieces),
+    }
+    job = {"format": JOB_FORMAT, "version": JOB_VERSION, **described}
     inputs = [annotated, tokenizer, *([knowledge_base] if knowledge_base else [])]
-    with atomic_folder(
-        out, overwrite=overwrite, is_ours=lambda folder: has_format(folder, FORMAT), inputs=inputs
-    ) as folder:
-        vocab = _build_vocabulary(corpus, settings, base)
-        vocab.save(folder / entity_vocab.FILE_NAME)
-        names = [f"{TOKENIZER_FOLDER}/{name}" for name in save_tokenizer(pieces, folder / TOKENIZER_FOLDER)]
-        description = describe_tokenizer(pieces)
-        splits = {split: _open_split(folder, split, settings, description) for split in SPLITS}
-        with progress("packing", len(corpus), "documents") as advance:
-            for batch in _batches(corpus.iter_documents(), _TOKENIZED_TOGETHER):
-                for document, tokenized in zip(batch, tokenize_documents(pieces, batch, vocab), strict=True):
-                    _pack_document(
-                        tokenized, document.text, splits[split_of(document.doc_id, settings.heldout)], settings
-                    )
-                advance(len(batch))
-        files = {name: describe_file(folder / name) for name in [entity_vocab.FILE_NAME, *names]}
-        for output in splits.values():
-            output.write(output.packer.finish())
-            files |= output.writer.close()
-        if not splits[TRAIN].counts.sequences:
-            raise UserError(
-                annotated,
-                got=f"{splits[TRAIN].counts.documents} documents to train on, none with text",
-                expected="at least one",
-                mend="annotate more documents, or lower --heldout",
-            )
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "settings": asdict(settings),
-            "source": {
-                "annotated_manifest_sha256": sha256_of_json(corpus.manifest),
-                "knowledge_base": base.fingerprint if base else None,
-            },
-            "tokenizer": description,
-            "entity_vocab": {"rows": len(vocab), "sha256": vocab.sha256},
-            "counts": {split: output.counts.as_dict(settings.max_length) for split, output in splits.items()},
-            "files": files,
-        }
-        write_json(folder / "manifest.json", manifest)
+    with open_ledger(out, job, inputs=inputs, overwrite=overwrite):
+        manifest = _finished_manifest(out, described)
+        if manifest is not None:
+            console.print("every shard was packed before: nothing to do")
+        else:
+            started = time.monotonic()
+            (out / WORK_FOLDER).mkdir(exist_ok=True)
+            _save_tokenizer(pieces, out / TOKENIZER_FOLDER)
+            special_ids = pieces.cls_token_id, pieces.sep_token_id
+            with _workers((annotated, out, settings, special_ids, user_umask()), workers, ray_address) as run:
+                stages = _Stages(corpus, out, settings, run)
+                stages.count(base)
+                groups = stages.pack_groups()
+                heldout = stages.pack_heldout(groups)
+            manifest = _close(out, described, [*groups, *heldout], corpus)
+            console.print(f"packed in {time.monotonic() - started:.1f} s, starting included")
+        shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return manifest
 
 
-def split_of(doc_id: str, heldout: float) -> str:
-    """Split of a document, from its id alone: the same in every corpus, whatever its place."""
-    digest = hashlib.sha256(doc_id.encode("utf-8")).digest()
-    return HELDOUT if int.from_bytes(digest[:8], "big") < heldout * 2**64 else TRAIN
+class _Stages:
+    """The stages of one job, in order; each does the units that are missing.
+
+    Args:
+        corpus: what is packed.
+        out: the job's folder.
+        settings: lengths, cap, split.
+        run: does units.
+    """
+
+    def __init__(self, corpus: AnnotatedCorpus, out: Path, settings: PackSettings, run: Run) -> None:
+        self._out, self._settings, self._run = out, settings, run
+        self._sizes = corpus.part_sizes
+        self._groups = group_sizes(self._sizes, settings.documents_per_shard)
+
+    def count(self, base: KnowledgeBase | None) -> None:
+        """Write the entity vocabulary of the corpus, unless it is there."""
+        path = self._out / entity_vocab.FILE_NAME
+        if path.exists():
+            return
+        counts: Counter[str] = Counter()
+        units = {group: (parts,) for group, parts in enumerate(self._groups)}
+        with progress("counting concepts", sum(self._sizes), "documents") as advance:
+            for group, found in self._do("count", units):
+                counts.update(found)
+                advance(self._documents(group))
+        EntityVocab.build(
+            counts,
+            min_count=self._settings.min_count,
+            names=base.preferred_names() if base else None,
+            semantic_types=base.semantic_types() if base else None,
+        ).save(path)
+
+    def pack_groups(self) -> list[Manifest]:
+        """Pack each group of parts; returns the manifests of all groups."""
+        units = {group: (group, len(self._groups), parts) for group, parts in enumerate(self._groups)}
+        with progress("packing", sum(self._sizes), "documents") as advance:
+            return self._missing("pack_group", GROUPS, units, lambda group: advance(self._documents(group)))
+
+    def pack_heldout(self, groups: Sequence[Manifest]) -> list[Manifest]:
+        """Pack the held-out segments that all groups put aside; returns the manifests of the shards."""
+        names = [heldout_name(number) for number in range(len(groups))]
+        rows = [group["files"][name]["rows"] for group, name in zip(groups, names, strict=True)]
+        aside = [(name, count) for name, count in zip(names, rows, strict=True) if count]
+        shards = group_sizes([count for _, count in aside], self._settings.documents_per_shard)
+        units = {
+            shard: (shard, len(shards), dict(aside[files.start : files.stop])) for shard, files in enumerate(shards)
+        }
+        if not units:
+            return []
+        with progress("packing held-out documents", len(units), "shards") as advance:
+            return self._missing("pack_heldout", HELDOUT_GROUPS, units, lambda shard: advance(1))
+
+    def _missing(
+        self, method: str, stage: str, units: Mapping[int, tuple[Any, ...]], advance: Callable[[int], None]
+    ) -> list[Manifest]:
+        """Do the units of one stage that are not done; returns the manifests of all, in order."""
+        manifests = {unit: manifest for unit in units if (manifest := read_unit(self._out, stage, unit)) is not None}
+        for unit in manifests:
+            advance(unit)
+        missing = {unit: arguments for unit, arguments in units.items() if unit not in manifests}
+        for unit, manifest in self._do(method, missing):
+            manifests[unit] = manifest
+            advance(unit)
+        return [manifests[unit] for unit in units]
+
+    def _do(self, method: str, units: Mapping[int, tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Yield (unit, result) of each unit, in any order.
+
+        Raises:
+            UserError: at the end, if units failed in every attempt.
+        """
+        failed: dict[int, str] = {}
+        yield from self._run(method, units, failed=failed)
+        if failed:
+            reasons = "; ".join(f"unit {unit} ({reason})" for unit, reason in sorted(failed.items()))
+            raise UserError(
+                f"packing, {method}",
+                got=f"{len(failed)} of {len(units)} units that failed in every attempt: {reasons}",
+                expected="every unit done",
+                mend="the other units are done and kept: mend the cause and run the command again",
+            )
+
+    def _documents(self, group: int) -> int:
+        return sum(self._sizes[part] for part in self._groups[group])
 
 
-def print_summary(manifest: dict[str, Any], out: Path) -> None:
-    """Print the counts of a shards folder as a table."""
-    concepts = manifest["entity_vocab"]["rows"] - NUM_SPECIAL_ROWS
-    table = Table(title=f"[bold]{escape(str(out))}[/]  {concepts:,} concepts", title_justify="left", title_style="")
-    table.add_column("")
-    for split in SPLITS:
-        table.add_column(split, justify="right")
-    for name, last_of_section in _SUMMARY_ROWS:
-        values = [manifest["counts"][split][name] for split in SPLITS]
-        cells = [f"{value:.2%}" if name == "fill_rate" else f"{value:,}" for value in values]
-        table.add_row(name.replace("_", " "), *cells, end_section=last_of_section)
-    console.print(table)
-    if not manifest["counts"][HELDOUT]["sequences"]:
-        console.print("[yellow]No held-out sequence: training cannot evaluate. Give a larger --heldout.[/]")
+@contextmanager
+def _workers(arguments: tuple[Any, ...], workers: int, ray_address: str | None) -> Iterator[Run]:
+    """What does the units: a pool of Ray actors, or, where one process is enough, this one."""
+    stopped = stop_politely("the same command goes on from here")
+    if workers == 1 and ray_address is None:
+        worker = PackWorker(*arguments)
+        with stopped:
+            worker.load()
+            yield lambda method, units, failed: (
+                (unit, getattr(worker, method)(*of_unit)) for unit, of_unit in units.items()
+            )
+        return
+
+    from preprocessing.ray_pool import WorkerPool, ray_session
+
+    # Ray takes the signals for itself when it starts: ours come after.
+    with ray_session(ray_address, workers), stopped, WorkerPool(PackWorker, arguments, workers=workers) as pool:
+        yield pool.run
 
 
-def _build_vocabulary(corpus: AnnotatedCorpus, settings: PackSettings, base: KnowledgeBase | None) -> EntityVocab:
-    counts: Counter[str] = Counter()
-    with progress("counting concepts", len(corpus), "documents") as advance:
-        for document in corpus.iter_documents():
-            counts.update(mention.cui for mention in document.mentions)
-            advance(1)
-    return EntityVocab.build(
-        counts,
-        min_count=settings.min_count,
-        names=base.preferred_names() if base else None,
-        semantic_types=base.semantic_types() if base else None,
-    )
+def _finished_manifest(out: Path, described: Manifest) -> Manifest | None:
+    """The manifest of a folder that this job finished; None where there is something to do.
+
+    Where a finished folder lost a file it is not finished any more, and is made again.
+    """
+    try:
+        manifest = PackedShards.load(out).manifest
+        if {name: manifest.get(name) for name in described} == described:
+            return manifest
+    except UserError:
+        pass
+    if (out / "manifest.json").exists():
+        (out / entity_vocab.FILE_NAME).unlink(missing_ok=True)
+        shutil.rmtree(out / TOKENIZER_FOLDER, ignore_errors=True)
+        (out / "manifest.json").unlink()
+    return None
 
 
-def _open_split(folder: Path, split: str, settings: PackSettings, tokenizer: dict[str, Any]) -> _SplitOutput:
-    packer = SequencePacker(
-        max_length=settings.max_length,
-        max_mentions=settings.max_mentions,
-        window=settings.window,
-        cls_id=tokenizer["cls_id"],
-        sep_id=tokenizer["sep_id"],
-    )
-    return _SplitOutput(
-        packer=packer, writer=ShardWriter(folder, split, sequences_per_shard=settings.sequences_per_shard)
-    )
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    """Write the tokenizer's folder, unless it is there; it is what the workers load."""
+    if not path.exists():
+        with atomic_folder(path, overwrite=False, is_ours=lambda folder: False) as folder:
+            save_tokenizer(tokenizer, folder)
 
 
-def _pack_document(document: TokenizedDocument, text: str, output: _SplitOutput, settings: PackSettings) -> None:
-    max_pieces = settings.max_length - NUM_SPECIAL_PIECES
-    segments, broken = segment_document(document, text, max_pieces=max_pieces, unit=settings.unit)
-    output.counts.add_document(document, segments=len(segments), broken=broken)
-    for segment in segments:
-        output.write(output.packer.add(segment))
-
-
-def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    documents = iter(documents)
-    while batch := list(islice(documents, size)):
-        yield batch
-
-
-def _check(name: str, right: bool, got: object, expected: str) -> None:
-    if not right:
-        option = f"--{name.replace('_', '-')}"
-        raise UserError(option, got=got, expected=expected, mend=f"give another {option}")
+def _close(out: Path, described: Manifest, units: Sequence[Manifest], corpus: AnnotatedCorpus) -> Manifest:
+    """Check that nothing is missing, and write the card and the manifest of the whole folder."""
+    max_length = described["settings"]["max_length"]
+    counts = {split: counts_of(units, split) for split in SPLITS}
+    documents = {split: found.documents for split, found in counts.items()}
+    assert sum(documents.values()) == len(corpus), "documents in = documents of all splits"
+    if not counts[TRAIN].sequences:
+        raise UserError(
+            corpus.path,
+            got=f"{documents[TRAIN]} documents to train on, none with text",
+            expected="at least one",
+            mend="annotate more documents, or lower --heldout",
+        )
+    tokenizer_files = [f"{TOKENIZER_FOLDER}/{path.name}" for path in sorted((out / TOKENIZER_FOLDER).iterdir())]
+    files = {name: describe_file(out / name) for name in [entity_vocab.FILE_NAME, *tokenizer_files]}
+    for unit in units:
+        files |= {name: file for name, file in unit["files"].items() if not name.startswith(f"{WORK_FOLDER}/")}
+    vocab = EntityVocab.load(out / entity_vocab.FILE_NAME)
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        **described,
+        "entity_vocab": {"rows": len(vocab), "sha256": vocab.sha256},
+        "counts": {split: found.as_dict(max_length) for split, found in counts.items()},
+        "files": files,
+    }
+    remove_unfinished(out)
+    write_card(out, manifest)
+    write_json(out / "manifest.json", manifest)
+    return manifest

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedIOBase
 
 from preprocessing.document import Document, Reject
 from preprocessing.sources.record import make_record, make_reject
 from preprocessing.sources.stream import read_lines
 
 
-def read_jsonl(stream: BinaryIO, name: str, *, id_field: str = "id") -> Iterator[Document | Reject]:
+def read_jsonl(stream: BufferedIOBase, name: str, *, id_field: str = "id") -> Iterator[Document | Reject]:
     """Read one record from each line that is not blank.
 
     Args:

@@ -8,12 +8,12 @@ document. Its own mentions were found by matching MeSH headings and are left asi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedIOBase
 
 from preprocessing.document import Document, Reject
 from preprocessing.sources.jsonl import read_jsonl
 
 
-def read_pubmedds(stream: BinaryIO, name: str) -> Iterator[Document | Reject]:
+def read_pubmedds(stream: BufferedIOBase, name: str) -> Iterator[Document | Reject]:
     """Read one record from each line that is not blank."""
     return read_jsonl(stream, name, id_field="_id")

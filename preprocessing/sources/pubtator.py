@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from preprocessing.document import Document, Reject
 from preprocessing.sources.record import make_record, make_reject
@@ -15,6 +15,8 @@ from preprocessing.sources.stream import open_bytes, read_lines
 _TEXT_LINE = re.compile(r"([^|\t]+)\|([ta])\|(.*)", re.DOTALL)
 _CODE_SEPARATOR = re.compile(r"[|+]")
 _MENTION_COLUMNS = 6
+_OFFSET = re.compile(r"[0-9]{1,9}")
+MAX_ANNOTATIONS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +52,11 @@ class _Block:
     source: str
     doc_id: str = ""
     parts: dict[str, str] = field(default_factory=dict)
-    annotations: list[list[str]] = field(default_factory=list)
+    annotations: list[str] = field(default_factory=list)
     reject: Reject | None = None
 
 
-def read_pubtator(stream: BinaryIO, name: str) -> Iterator[Document | Reject]:
+def read_pubtator(stream: BufferedIOBase, name: str) -> Iterator[Document | Reject]:
     """Read one record from each block of lines; gold annotations are left aside."""
     for block in _read_blocks(stream, name):
         yield _to_record(block)
@@ -68,11 +70,12 @@ def read_gold(path: Path) -> Iterator[GoldDocument | Reject]:
             if isinstance(record, Reject):
                 yield record
             else:
-                mentions = tuple(_to_mention(row) for row in block.annotations if _is_mention(row))
+                rows = [line.split("\t") for line in block.annotations]
+                mentions = tuple(_to_mention(row) for row in rows if _is_mention(row))
                 yield GoldDocument(doc_id=record.doc_id, text=record.text, mentions=mentions)
 
 
-def _read_blocks(stream: BinaryIO, name: str) -> Iterator[_Block]:
+def _read_blocks(stream: BufferedIOBase, name: str) -> Iterator[_Block]:
     block: _Block | None = None
     for line in read_lines(stream, name):
         if isinstance(line, Reject):
@@ -106,10 +109,15 @@ def _add_line(block: _Block, line: str, text_line: re.Match[str] | None, source:
             )
         block.doc_id = block.doc_id or doc_id
         block.parts.setdefault(kind, text)
-    elif "\t" in line:
-        block.annotations.append(line.split("\t"))
-    else:
+    elif "\t" not in line:
         detail = f"neither text nor annotation: {line[:80]!r}"
+        block.reject = block.reject or make_reject(
+            doc_id=block.doc_id, source=source, reason="bad-pubtator", detail=detail
+        )
+    elif len(block.annotations) < MAX_ANNOTATIONS:
+        block.annotations.append(line)
+    else:
+        detail = f"more than {MAX_ANNOTATIONS} annotations"
         block.reject = block.reject or make_reject(
             doc_id=block.doc_id, source=source, reason="bad-pubtator", detail=detail
         )
@@ -123,7 +131,7 @@ def _to_record(block: _Block) -> Document | Reject:
 
 
 def _is_mention(row: list[str]) -> bool:
-    return len(row) >= _MENTION_COLUMNS and row[1].isdecimal() and row[2].isdecimal()
+    return len(row) >= _MENTION_COLUMNS and all(_OFFSET.fullmatch(offset) for offset in row[1:3])
 
 
 def _to_mention(row: list[str]) -> GoldMention:

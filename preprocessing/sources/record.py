@@ -6,6 +6,9 @@ from preprocessing.document import Document, Reject
 
 MAX_DETAIL_CHARACTERS = 300
 
+# Ids of all documents are compared with each other; a longer one is a text in the wrong field.
+MAX_ID_CHARACTERS = 1000
+
 
 def make_record(*, doc_id: str, source: str, abstract: str, title: str = "") -> Document | Reject:
     """Join title and abstract by one space, or say why this is no document.
@@ -18,6 +21,8 @@ def make_record(*, doc_id: str, source: str, abstract: str, title: str = "") -> 
     """
     if not doc_id.strip():
         return make_reject(source=source, reason="missing-field", detail="the record has no id")
+    if len(doc_id) > MAX_ID_CHARACTERS:
+        return make_reject(doc_id=doc_id, source=source, reason="id-too-long", detail=f"{len(doc_id)} characters")
     if not abstract.strip():
         return make_reject(doc_id=doc_id, source=source, reason="empty-abstract", detail=f"title: {title!r}")
     text = f"{title} {abstract}" if title else abstract

@@ -46,7 +46,7 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
             yield bounded
 
 
-def read_lines(stream: BinaryIO, name: str) -> Iterator[Line | Reject]:
+def read_lines(stream: io.BufferedIOBase, name: str) -> Iterator[Line | Reject]:
     """Split a stream at line feeds and decode each line by itself, so that one bad line costs one line.
 
     Yields:

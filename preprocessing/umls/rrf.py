@@ -1,22 +1,19 @@
-"""Stream the pipe-separated tables of a UMLS release (Rich Release Format, RRF).
+"""Find the pipe-separated tables of a UMLS release (Rich Release Format, RRF) and how their rows are laid out.
 
-A table is one file, plain or .gz, without header; every field ends with "|". The order of columns comes from
-MRFILES.RRF when the folder has one, else from the layout that UMLS publishes. A row that cannot be read does not
-stop the build: it is counted with its reason, and the first ones are kept with their line for the manifest.
+A table is one file, plain or .gz, or several that NLM ships as parts of one (MRCONSO.RRF.aa.gz, MRCONSO.RRF.ab.gz and
+so on), without header; every field ends with "|". The order of columns comes from MRFILES.RRF when the folder has one,
+else from the layout that UMLS publishes.
 """
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
+from string import ascii_lowercase
 
 from kebiolm.errors import UserError
 
@@ -29,15 +26,9 @@ STANDARD_COLUMNS = {
 """Columns of each table in the order in which UMLS publishes them (UMLS Reference Manual, chapter "Metathesaurus")."""
 
 LAYOUT_FILE = "MRFILES.RRF"
-WRONG_FIELD_COUNT = "wrong number of fields"
-INVALID_UTF8 = "invalid UTF-8"
-MAX_REJECT_EXAMPLES = 5
 
 # Of MRFILES.RRF: FIL|DES|FMT|CLS|RWS|BTS|
 _LAYOUT_NAME, _LAYOUT_COLUMNS, _LAYOUT_ROWS, _LAYOUT_FIELDS = 0, 2, 4, 6
-# What follows the last "|" of a row; it must be empty.
-_AFTER_LAST_FIELD = "after the last field"
-_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,35 +37,20 @@ class RrfFile:
 
     name: str
     """Name without .gz, such as "MRCONSO.RRF"."""
-    path: Path
+    parts: tuple[Path, ...]
+    """The files, in order, that make up the table; almost always one."""
     columns: tuple[str, ...]
     rows_listed: int | None
-    """Rows that MRFILES.RRF says the file has; None when it says nothing."""
-
-
-@dataclass(kw_only=True)
-class RowCounts:
-    """What became of the rows of one file; filled while the file is read."""
-
-    good: int = 0
-    rejects: Counter[str] = field(default_factory=Counter)
-    examples: list[dict[str, str | int]] = field(default_factory=list)
-    """The first rejects: {"file", "line", "reason"}; never the row's text, which may be licensed."""
+    """Rows that MRFILES.RRF says the table has; None when it says nothing."""
 
     @property
-    def read(self) -> int:
-        """All rows of the file, good or not."""
-        return self.good + sum(self.rejects.values())
-
-    def reject(self, file: RrfFile, line: int, reason: str) -> None:
-        """Count one unreadable row."""
-        self.rejects[reason] += 1
-        if len(self.examples) < MAX_REJECT_EXAMPLES:
-            self.examples.append({"file": file.name, "line": line, "reason": reason})
+    def path(self) -> Path:
+        """The file that messages about the whole table name."""
+        return self.parts[0]
 
 
 def find_file(folder: Path, name: str, needed_columns: Sequence[str], *, may_be_empty: bool = False) -> RrfFile:
-    """Find a table, plain or .gz, and its layout.
+    """Find a table, plain, .gz or in parts, and its layout.
 
     Args:
         folder: the META folder of a UMLS release or subset.
@@ -83,16 +59,17 @@ def find_file(folder: Path, name: str, needed_columns: Sequence[str], *, may_be_
         may_be_empty: take a file without a byte for a table without rows; a UMLS subset has such files.
 
     Raises:
-        UserError: the file is missing or empty, or the layout of MRFILES.RRF lacks a needed column.
+        UserError: the file or one of its parts is missing, it is empty, or the layout of MRFILES.RRF lacks a needed
+            column.
     """
-    path = _plain_or_gzip(folder, name)
-    if path is None:
+    parts = _find_parts(folder, name)
+    if not parts:
         got = "no such file, plain or .gz" if folder.is_dir() else f"no folder {folder}"
         mend = "give --umls the META folder that has the RRF files"
         raise UserError(folder / name, got=got, expected=f"the UMLS table {name}", mend=mend)
-    if not may_be_empty and _is_empty(path):
+    if not may_be_empty and all(map(_is_empty, parts)):
         mend = "extract or download the file again, or make the UMLS subset again"
-        raise UserError(path, got="an empty file", expected=f"rows of the UMLS table {name}", mend=mend)
+        raise UserError(parts[0], got="an empty file", expected=f"rows of the UMLS table {name}", mend=mend)
     columns, rows_listed = _read_layout(folder, name)
     missing = [column for column in needed_columns if column not in columns]
     if missing:
@@ -102,121 +79,33 @@ def find_file(folder: Path, name: str, needed_columns: Sequence[str], *, may_be_
             expected=f"columns {', '.join(needed_columns)}",
             mend=f"correct the line of {name}, or remove {LAYOUT_FILE} to use the standard layout of UMLS",
         )
-    return RrfFile(name=name, path=path, columns=columns, rows_listed=rows_listed)
+    return RrfFile(name=name, parts=parts, columns=columns, rows_listed=rows_listed)
 
 
 def has_file(folder: Path, name: str) -> bool:
-    """Whether the folder has this table, plain or .gz."""
-    return _plain_or_gzip(folder, name) is not None
+    """Whether the folder has this table, plain, .gz or in parts."""
+    return bool(_find_parts(folder, name))
 
 
-def read_rows(file: RrfFile, columns: Sequence[str], counts: RowCounts) -> Iterator[pa.Table]:
-    """Stream some columns of a table in file order.
-
-    Args:
-        file: what `find_file` returned.
-        columns: the columns to read; only these are decoded.
-        counts: is brought up to date before each table is yielded.
-
-    Yields:
-        Tables of non-null string columns, about 8 MB of the file each, so memory does not grow with the file; none
-        where the file is empty.
-
-    Raises:
-        UserError: the file is cut short, is not RRF, or has rows and none that can be read.
-    """
-    if _is_empty(file.path):
-        return
-    bad_lines: list[int] = []
-
-    def skip_row(row: pyarrow.csv.InvalidRow) -> str:
-        bad_lines.append(row.number)
-        counts.reject(file, row.number, WRONG_FIELD_COUNT)
-        return "skip"
-
-    wanted = [*columns, _AFTER_LAST_FIELD]
-    try:
-        reader = pyarrow.csv.open_csv(
-            file.path,
-            read_options=pyarrow.csv.ReadOptions(
-                column_names=[*file.columns, _AFTER_LAST_FIELD], use_threads=False, block_size=_BLOCK_BYTES
-            ),
-            # Blank lines are kept as rows of empty fields, or all later line numbers would be wrong.
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter="|", quote_char=False, ignore_empty_lines=False, invalid_row_handler=skip_row
-            ),
-            # Bytes, not strings: one undecodable name would make the reader give up on the whole file.
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(wanted, pa.binary()), include_columns=wanted
-            ),
-        )
-        row_number = 0
-        for batch in reader:
-            table = _keep_readable(batch, file, counts, row_number, bad_lines)
-            row_number += batch.num_rows
-            counts.good += table.num_rows
-            yield table
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
-        raise UserError(
-            file.path,
-            got=f"a file that cannot be read to its end ({error})",
-            expected=f"rows of {len(file.columns)} fields that each end with '|'",
-            mend="extract or download the file again",
-        ) from None
-    if counts.good == 0:
-        raise UserError(
-            file.path,
-            got=f"{counts.read} rows, none of which can be read ({dict(counts.rejects)})",
-            expected=f"rows of {len(file.columns)} fields: {','.join(file.columns)}",
-            mend=f"check that {LAYOUT_FILE} and the file are of one release",
-        )
-
-
-def _keep_readable(
-    batch: pa.RecordBatch, file: RrfFile, counts: RowCounts, rows_before: int, bad_lines: list[int]
-) -> pa.Table:
-    """Decode a batch; rows that are not UTF-8 or have text after their last "|" are counted and left out."""
-    table = pa.Table.from_batches([batch])
-    try:
-        strings = table.cast(_string_schema(table.column_names))
-        if pc.max(pc.binary_length(strings[_AFTER_LAST_FIELD])).as_py() in (None, 0):
-            return strings.drop_columns(_AFTER_LAST_FIELD)
-    except pa.ArrowInvalid:
-        pass
-    # Rare and therefore slow: look at the rows of this batch one by one.
-    kept = []
-    for index, row in enumerate(table.to_pylist()):
-        reason = _reject_reason(row)
-        if reason is None:
-            kept.append(index)
-        else:
-            counts.reject(file, _line_of_row(rows_before + index, bad_lines), reason)
-    return table.take(kept).cast(_string_schema(table.column_names)).drop_columns(_AFTER_LAST_FIELD)
-
-
-def _reject_reason(row: dict[str, bytes]) -> str | None:
-    if row[_AFTER_LAST_FIELD]:
-        return WRONG_FIELD_COUNT
-    try:
-        for value in row.values():
-            value.decode("utf-8")
-    except UnicodeDecodeError:
-        return INVALID_UTF8
-    return None
-
-
-def _line_of_row(row_number: int, bad_lines: list[int]) -> int:
-    """Line (from 1) of a row (from 0) that the reader returned, given the lines it skipped, in ascending order."""
-    line = row_number + 1
-    for bad_line in bad_lines:
-        if bad_line > line:
+def _find_parts(folder: Path, name: str) -> tuple[Path, ...]:
+    """The files of a table in order; none where the folder does not have it."""
+    whole = _plain_or_gzip(folder, name)
+    if whole is not None:
+        return (whole,)
+    endings = {path.name.removesuffix(".gz").removeprefix(f"{name}.") for path in folder.glob(f"{name}.??*")}
+    parts = []
+    # aa, ab, ..., az, ba, ...: one that is not there while a later one is was lost on the way.
+    for ending in ("".join(letters) for letters in product(ascii_lowercase, repeat=2)):
+        if not endings:
             break
-        line += 1
-    return line
-
-
-def _string_schema(names: Sequence[str]) -> pa.Schema:
-    return pa.schema([(name, pa.string()) for name in names])
+        path = _plain_or_gzip(folder, f"{name}.{ending}")
+        if path is None:
+            found = ", ".join(f"{name}.{other}" for other in sorted(endings))
+            expected, mend = f"the part before {found}", "download or extract all parts again"
+            raise UserError(folder / f"{name}.{ending}", got="no such file", expected=expected, mend=mend)
+        endings.remove(ending)
+        parts.append(path)
+    return tuple(parts)
 
 
 def _plain_or_gzip(folder: Path, name: str) -> Path | None:

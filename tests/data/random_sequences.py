@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from kebiolm.data import entity_vocab
 from kebiolm.data.entity_vocab import EntityVocab
-from kebiolm.data.shard_format import FORMAT, SPLITS, VERSION, PackedSequence, PackedShards, ShardWriter
+from kebiolm.data.shard_format import (
+    FORMAT,
+    SCHEMA,
+    SPLITS,
+    VERSION,
+    PackedSequence,
+    PackedShards,
+    shard_name,
+    write_shard,
+)
 from kebiolm.files import describe_file, write_json
 
 TOKENIZER = {
@@ -71,10 +81,14 @@ def write_shards(
     vocab.save(folder / entity_vocab.FILE_NAME)
     files = {entity_vocab.FILE_NAME: describe_file(folder / entity_vocab.FILE_NAME)}
     for split, sequences in zip(SPLITS, (train, heldout), strict=True):
-        writer = ShardWriter(folder, split, sequences_per_shard=per_shard)
-        for sequence in sequences:
-            writer.add(sequence)
-        files |= writer.close()
+        starts = range(0, len(sequences), per_shard)
+        for number, start in enumerate(starts):
+            rows = [
+                {name: list(getattr(sequence, name)) for name in SCHEMA.names}
+                for sequence in sequences[start : start + per_shard]
+            ]
+            name = shard_name(split, number, len(starts))
+            files[name] = write_shard(folder / name, pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
     manifest = {
         "format": FORMAT,
         "version": VERSION,

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from random_sequences import make_sequence, make_sequences, write_shards
 
-from kebiolm.data.shard_format import PackedSequence, PackedShards
+from kebiolm.data.shard_format import (
+    SCHEMA,
+    PackedSequence,
+    PackedShards,
+    make_rows,
+    read_shard,
+    shard_name,
+    write_shard,
+)
 from kebiolm.errors import UserError
 
 
@@ -53,6 +61,37 @@ def test_a_sequence_without_mentions_and_an_empty_split(tmp_path: Path):
     shards = write_shards(tmp_path / "shards", [bare], [])
     assert len(shards.heldout) == 0
     assert_equal(shards.train[0], bare)
+
+
+def test_rows_are_made_of_values_and_lengths(tmp_path: Path):
+    sequences = make_sequences(5)
+    columns = {}
+    for name in SCHEMA.names:
+        values = [getattr(sequence, name) for sequence in sequences]
+        columns[name] = (np.concatenate(values), np.array([len(value) for value in values]))
+    rows = make_rows(columns)
+    rows.validate(full=True)
+    entry = write_shard(tmp_path / "a.arrow", rows)
+    assert entry["rows"] == 5 and entry["bytes"] == (tmp_path / "a.arrow").stat().st_size
+    assert read_shard(tmp_path / "a.arrow", 5) == rows
+    for row, sequence in zip(rows.to_pylist(), sequences, strict=True):
+        assert {name: list(getattr(sequence, name)) for name in SCHEMA.names} == row
+    none = make_rows({name: (values[:0], np.zeros(0, int)) for name, (values, _) in columns.items()})
+    write_shard(tmp_path / "none.arrow", none)
+    assert read_shard(tmp_path / "none.arrow", 0).num_rows == 0
+
+
+def test_shards_sort_by_number():
+    names = [shard_name("train", number, 12) for number in range(12)]
+    assert names[3] == "train-00003-of-00012.arrow" and sorted(names) == names
+
+
+def test_a_folder_that_is_not_finished_is_refused(copy: Path):
+    (copy / "work").mkdir()
+    assert len(PackedShards.load(copy).train) == 30, "killed after the manifest, which is the last"
+    (copy / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"a packing job that is not finished; .* run the same `kebiolm pack` command"):
+        PackedShards.load(copy)
 
 
 def test_the_same_sequences_give_the_same_bytes(tmp_path: Path):

@@ -12,8 +12,7 @@ import torch
 from kebiolm.linking import KeBioLM
 from kebiolm.linking.linked_text import to_json
 from kebiolm.linking.windows import make_windows
-from preprocessing.document import Document
-from preprocessing.packing.align import tokenize_documents
+from preprocessing.packing.align import tokenize
 from tests.linking.hand_made_model import ASPIRIN, ENTITY_SIZE, HEADACHE, HIDDEN_SIZE, PAIN, WINDOW
 
 TEXT = "Aspirin treats severe HEADACHE and pain."
@@ -100,9 +99,8 @@ def test_special_pieces_in_a_text_are_text(kebiolm: KeBioLM) -> None:
     text = "[SEP] pain [MASK][CLS] aspirin [PAD]"
     (linked,) = kebiolm.link([text])
     assert [m.text for m in linked.mentions] == ["pain", "aspirin"]
-    (document,) = tokenize_documents(kebiolm.tokenizer, [Document(doc_id="1", text=text)], kebiolm.vocabulary)
     windows = make_windows(kebiolm.tokenizer, [text], 100)
-    assert windows[0].input_ids == document.input_ids.tolist()
+    assert windows[0].input_ids == tokenize(kebiolm.tokenizer.backend_tokenizer, [text]).ids.tolist()
 
 
 def test_the_config_stays_as_it_was_trained(model_folder: Path, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import spacy
 
 from kebiolm.errors import UserError
+from preprocessing.annotation import ner
 from preprocessing.annotation.ner import (
     FoundMentions,
     MentionFinder,
@@ -30,6 +33,18 @@ def found(finder: MentionFinder, text: str) -> list[tuple[str, str]]:
     (result,) = finder.find([text])
     assert isinstance(result, FoundMentions)
     return [(text[mention.start : mention.end], mention.link_text) for mention in result.mentions]
+
+
+def check_independence(finder: MentionFinder, texts: list[str]) -> list[FoundMentions]:
+    """Search texts in batches of several sizes and in another order; returns what was found each time."""
+    results = finder.find(texts)
+    assert sum(len(result.mentions) for result in results) > len(texts)
+    for batch_size in (1, 7):
+        assert finder.find(texts, batch_size=batch_size) == results
+    order = random.Random(1).sample(range(len(texts)), len(texts))
+    shuffled = finder.find([texts[place] for place in order])
+    assert shuffled == [results[place] for place in order]
+    return results
 
 
 def test_dictionary_ignores_case_and_takes_the_longest(dictionary: MentionFinder) -> None:
@@ -74,6 +89,64 @@ def test_one_text_that_raises_costs_one_text(dictionary: MentionFinder) -> None:
     assert all(len(result.mentions) == 1 for place, result in enumerate(results) if place != 7)
 
 
+def test_words_that_would_cost_a_tokenizer_minutes_are_set_aside() -> None:
+    finder = load_finder("dictionary", names=["pain"])
+    emoji, many, few = finder.find(["\U0001f600" * 20_000, "(" * 1500 + " " + ")" * 1500, "pain " + "(" * 1500])
+    assert isinstance(emoji, NerFailure) and emoji.reason == "words-too-long" and "20000 characters" in emoji.detail
+    assert isinstance(many, NerFailure) and "4500000, at most 4000000" in many.detail
+    assert isinstance(few, FoundMentions) and len(few.mentions) == 1
+
+
+def test_each_batch_is_announced_before_it_is_searched(dictionary: MentionFinder) -> None:
+    texts = [f"heart attack {'x' * (number % 7)}" for number in range(30)]
+    texts[4] = "x" * 3000  # too long: it is not searched, and so not announced
+    texts[11] = "heart attack \ud800"
+    announced: list[list[int]] = []
+    results = dictionary.find(texts, before_batch=lambda places: announced.append(list(places)), batch_size=8)
+    batches = [places for places in announced if len(places) > 1]
+    assert sorted(place for places in batches for place in places) == sorted(set(range(30)) - {4})
+    assert max(map(len, batches)) == 8
+    # Texts of about equal length stand together.
+    lengths = [len(texts[place]) for places in batches for place in places]
+    assert lengths == sorted(lengths)
+    # The batch that raised was searched again, text by text.
+    failed = next(places for places in batches if 11 in places)
+    assert [places for places in announced if len(places) == 1] == [[place] for place in failed]
+    assert [place for place, result in enumerate(results) if isinstance(result, NerFailure)] == [4, 11]
+
+
+def test_long_texts_go_in_small_batches(monkeypatch: pytest.MonkeyPatch, dictionary: MentionFinder) -> None:
+    monkeypatch.setattr(ner, "_CHARACTERS_PER_BATCH", 2000)
+    announced: list[int] = []
+    texts = ["pain " * 10] * 40 + ["pain " * 300] * 3
+    dictionary.find(texts, before_batch=lambda places: announced.append(len(places)))
+    assert announced == [40, 1, 1, 1]
+
+
+def test_mentions_depend_on_their_text_alone(dictionary: MentionFinder) -> None:
+    rng = random.Random(0)
+    words = ["heart", "attack", "magnetic", "resonance", "imaging", "(MRI)", "MRI", "of", "pain", ",", ".", "\n"]
+    texts = [" ".join(rng.choices(words, k=rng.randint(0, 80))) for _ in range(200)]
+    check_independence(dictionary, texts)
+
+
+def test_vectors_have_the_same_bits_in_any_batch(tmp_path: Path) -> None:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("tok2vec")
+    nlp.add_pipe("ner", config={"model": {"tok2vec": {"@architectures": "spacy.Tok2VecListener.v1", "width": 96}}})
+    nlp.get_pipe("ner").add_label("X")
+    nlp.initialize()
+    nlp.to_disk(tmp_path / "model")
+    loaded = load_finder(str(tmp_path / "model"))._nlp
+    texts = [" ".join(f"word{number % 37}" for number in range(length)) for length in (1, 2, 3, 5, 8, 60, 200, 500)]
+    together = [doc.tensor for doc in loaded.pipe(texts, batch_size=len(texts))]
+    alone = [loaded(text).tensor for text in texts]
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+    # NumPy's library computes what spaCy's does, but for the last bits.
+    theirs = [doc.tensor for doc in nlp.pipe(texts)]
+    assert all(np.allclose(one, other, atol=1e-4) for one, other in zip(alone, theirs, strict=True))
+
+
 def test_odd_texts_are_searched(dictionary: MentionFinder) -> None:
     for text in ("", " ", "\x00heart\x00", "x" * 1999, ")(" * 9, "\u2028heart attack\u200b"):
         (result,) = dictionary.find([text])
@@ -83,11 +156,12 @@ def test_odd_texts_are_searched(dictionary: MentionFinder) -> None:
 def test_memory_of_strings_does_not_grow() -> None:
     nlp = spacy.blank("en")
     nlp.add_pipe("entity_ruler").add_patterns([{"label": "X", "pattern": "pain"}])
-    finder = MentionFinder(nlp)
-    finder.find(["pain"])
+    finder = MentionFinder(nlp, words_kept=100)
     before = len(nlp.vocab.strings)
-    finder.find([f"pain word{number} number{number}" for number in range(500)])
-    assert len(nlp.vocab.strings) == before
+    for _ in range(3):
+        finder.find([f"pain word{number} number{number}" for number in range(500)])
+        # Each of these two words of a text has at most four strings: itself, its shape, its beginning, its end.
+        assert before + 100 <= len(nlp.vocab.strings) < before + 110
 
 
 def test_any_pipeline_that_sets_entities_is_cut_down_to_what_it_needs(tmp_path: Path) -> None:
@@ -114,6 +188,16 @@ def test_a_trained_pipeline_finds_what_people_marked(real_data: Path) -> None:
         ends = [0, *(mention.end for mention in result.mentions)]
         assert all(end <= mention.start for end, mention in zip(ends, result.mentions, strict=False))
     assert hits / total > 0.75
+
+
+def test_real_mentions_depend_on_their_text_alone_and_are_spacys_own(real_data: Path) -> None:
+    from preprocessing.sources.pubtator import read_gold
+
+    model = str(real_data / "models" / "en_ner_open_sm")
+    texts = [document.text for document in read_gold(real_data / "corpora" / "ncbi_disease_train.pubtator.txt")][:40]
+    results = check_independence(load_finder(model), texts)
+    plain = [[(span.start_char, span.end_char) for span in doc.ents] for doc in spacy.load(model).pipe(texts)]
+    assert [[(mention.start, mention.end) for mention in result.mentions] for result in results] == plain
 
 
 @pytest.mark.parametrize("load", [load_finder, describe_model])

@@ -1,7 +1,8 @@
-"""The whole of `kebiolm pack`: text and mentions survive, everything lost is counted, equal input gives equal bytes."""
+"""The whole of `kebiolm pack`: text and mentions survive, everything lost is counted."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from io import StringIO
@@ -10,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -21,10 +20,10 @@ from kebiolm.data.shard_format import PackedSequence, PackedShards
 from kebiolm.data.tokenizer import check_tokenizer, load_tokenizer
 from kebiolm.errors import UserError
 from preprocessing.document import Document, Mention
-from preprocessing.packing.best_fit import SequencePacker
-from preprocessing.packing.pack import PackSettings, pack, split_of
-from preprocessing.packing.segments import Segment
+from preprocessing.packing.pack import pack
+from preprocessing.packing.settings import PackSettings
 from preprocessing.packing.shards_show import show_shards
+from preprocessing.packing.worker import split_of
 from preprocessing.sources.pubtator import read_pubtator
 
 WriteAnnotated = Callable[[Iterable[Document]], Path]
@@ -55,7 +54,7 @@ def segments_of(sequence: PackedSequence) -> list[tuple[str, int, int]]:
 
 def test_text_and_mentions_survive(write_annotated: WriteAnnotated, tiny_tokenizer_folder: Path, tmp_path: Path):
     documents = make_documents(60)
-    config = PackSettings(max_length=48, heldout=0.2, sequences_per_shard=5)
+    config = PackSettings(max_length=48, heldout=0.2)
     manifest = pack(write_annotated(documents), tiny_tokenizer_folder, tmp_path / "shards", settings=config)
     shards = PackedShards.load(tmp_path / "shards", verify=True)
     tokenizer = load_tokenizer(shards.tokenizer_path)
@@ -96,79 +95,52 @@ def test_one_segment_decodes_to_its_text(write_annotated: WriteAnnotated, tiny_t
     assert tokenizer.decode(sequence.input_ids, skip_special_tokens=True) == document.text.lower()
 
 
-def test_equal_input_gives_equal_bytes(write_annotated: WriteAnnotated, tiny_tokenizer_folder: Path, tmp_path: Path):
-    annotated = write_annotated(make_documents(40))
-    contents = []
-    for name in ("a", "b"):
-        pack(annotated, tiny_tokenizer_folder, tmp_path / name, settings=PackSettings(max_length=64, heldout=0.1))
-        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-        contents.append({path.relative_to(tmp_path / name): path.read_bytes() for path in files})
-    assert contents[0] == contents[1]
-
-
-def test_more_mentions_than_the_cap(write_annotated: WriteAnnotated, tiny_tokenizer_folder: Path, tmp_path: Path):
-    documents = [make_document("many", "aspirin " * 60), make_document("none", "Nothing of it."), *make_documents(3)]
+def test_the_cap_holds_for_each_document(write_annotated: WriteAnnotated, tiny_tokenizer_folder: Path, tmp_path: Path):
+    # Both fit into one sequence, which then has 50 + 49 mentions.
+    documents = [make_document("many", "aspirin " * 60), make_document("fewer", "aspirin " * 49)]
     manifest = pack(
         write_annotated(documents), tiny_tokenizer_folder, tmp_path / "out", settings=PackSettings(heldout=0)
     )
-    total = sum(len(document.mentions) for document in documents)
     counts = manifest["counts"]["train"]
-    assert (counts["mentions_in"], counts["mentions_kept"], counts["mentions_beyond_cap"]) == (total, total - 10, 10)
-    (full,) = (row for row in PackedShards.load(tmp_path / "out").train if "many" in row.document_ids)
-    assert len(full.mention_starts) == 50
-    assert (full.bio_labels == 1).sum() >= 60, "mentions beyond the cap keep their BIO labels"
-    assert (np.diff(full.mention_starts) > 0).all()
+    assert (counts["mentions_in"], counts["mentions_kept"], counts["mentions_beyond_cap"]) == (109, 99, 10)
+    (sequence,) = PackedShards.load(tmp_path / "out").train
+    assert len(sequence.mention_starts) == 99
+    assert (sequence.bio_labels == 1).sum() == 109, "mentions beyond the cap keep their BIO labels"
+    assert (np.diff(sequence.mention_starts) > 0).all()
 
 
-def test_mentions_are_not_cut_where_another_sequence_has_room():
-    def segment(name: str, mentions: int) -> Segment:
-        spans = np.stack([np.arange(mentions), np.arange(mentions) + 1], axis=1).astype(np.int32)
-        return Segment(
-            doc_id=name,
-            input_ids=np.full(10, 7, np.int32),
-            word_starts=np.ones(10, np.uint8),
-            mention_spans=spans,
-            mention_entities=np.full(mentions, 3, np.int32),
-        )
-
-    packer = SequencePacker(max_length=64, max_mentions=6, window=100, cls_id=2, sep_id=3)
-    for name, mentions in (("a", 4), ("b", 4), ("c", 2), ("d", 2), ("e", 9), ("f", 0)):
-        assert packer.add(segment(name, mentions)) == []
-    sequences = packer.finish()
-    listed = sum(len(sequence.mention_starts) for sequence in sequences)
-    assert listed == 4 + 4 + 2 + 2 + 6
-    assert sorted(name for sequence in sequences for name in sequence.document_ids) == list("abcdef")
-    assert packer.finish() == []
+def test_special_pieces_in_a_text_are_text(
+    write_annotated: WriteAnnotated, tiny_tokenizer_folder: Path, tmp_path: Path
+):
+    documents = [make_document("1", "the [MASK] [SEP] pain")]
+    pack(write_annotated(documents), tiny_tokenizer_folder, tmp_path / "out", settings=PackSettings(heldout=0))
+    (sequence,) = PackedShards.load(tmp_path / "out").train
+    tokenizer = load_tokenizer(tmp_path / "out" / "tokenizer")
+    assert sequence.input_ids.tolist() == tokenizer("the [MASK] [SEP] pain")["input_ids"]
+    assert not set(sequence.input_ids[1:-1].tolist()) & set(tokenizer.all_special_ids)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 8)), min_size=1, max_size=40),
-    window=st.integers(1, 50),
-)
-def test_every_segment_is_packed_once_within_the_limits(sizes, window):
-    packer = SequencePacker(max_length=32, max_mentions=5, window=window, cls_id=2, sep_id=3)
-    sequences = []
-    for number, (length, wanted) in enumerate(sizes):
-        mentions = min(wanted, length)
-        segment = Segment(
-            doc_id=str(number),
-            input_ids=np.full(length, number + 10, np.int32),
-            word_starts=np.ones(length, np.uint8),
-            mention_spans=np.stack([np.arange(mentions), np.arange(mentions) + 1], axis=1).astype(np.int32),
-            mention_entities=np.full(mentions, number, np.int32),
-        )
-        sequences += packer.add(segment)
-    sequences += packer.finish()
-    assert sorted(int(name) for row in sequences for name in row.document_ids) == list(range(len(sizes)))
-    for sequence in sequences:
-        assert len(sequence) <= 32 and len(sequence.mention_starts) <= 5
-        for name, start, end in segments_of(sequence):
-            number = int(name)
-            assert sequence.input_ids[start:end].tolist() == [2, *[number + 10] * sizes[number][0], 3]
-            inside = (sequence.mention_starts > start) & (sequence.mention_ends < end)
-            assert inside.sum() == min(sizes[number][1], sizes[number][0], 5)
-            assert (sequence.mention_entities[inside] == number).all()
+def test_lost_mentions_are_counted(write_annotated: WriteAnnotated, tiny_tokenizer_folder: Path, tmp_path: Path):
+    text = "aspirin \u200b headache " + "a" * 40 + "."
+
+    def mention(start: int, end: int) -> Mention:
+        return Mention(start=start, end=end, cui="C0004057", score=1.0)
+
+    # Two halves of one piece; a character that the tokenizer drops; a word that is longer than a sequence.
+    mentions = (mention(0, 2), mention(2, 3), mention(8, 9), mention(10, 18), mention(19, 59))
+    annotated = write_annotated([Document(doc_id="1", text=text, mentions=mentions), make_document("2", "")])
+    settings = PackSettings(heldout=0, max_length=24, max_mentions=1)
+    counts = pack(annotated, tiny_tokenizer_folder, tmp_path / "out", settings=settings)["counts"]["train"]
+    assert {name: count for name, count in counts.items() if name.startswith("mentions")} == {
+        "mentions_in": 5,
+        "mentions_kept": 1,
+        "mentions_nil": 0,
+        "mentions_beyond_cap": 1,
+        "mentions_unaligned": 1,
+        "mentions_overlapping": 1,
+        "mentions_broken": 1,
+    }
+    assert (counts["documents"], counts["empty_documents"], counts["cut_documents"]) == (2, 1, 1)
 
 
 def test_rare_concepts_become_nil(write_annotated: WriteAnnotated, tiny_tokenizer_folder: Path, tmp_path: Path):
@@ -205,11 +177,12 @@ def test_nothing_to_train_on_is_refused(write_annotated: WriteAnnotated, tiny_to
             tmp_path / "out",
             settings=PackSettings(heldout=0),
         )
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"not finished; .*run the same `kebiolm pack` command again"):
+        PackedShards.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_length": 4}, {"max_mentions": 0}, {"heldout": 1.0}, {"unit": "page"}, {"sequences_per_shard": 0}]
+    "options", [{"max_length": 4}, {"max_mentions": 0}, {"heldout": 1.0}, {"unit": "page"}, {"documents_per_shard": 0}]
 )
 def test_impossible_settings_are_refused(options: dict):
     with pytest.raises(UserError, match=f"--{next(iter(options)).replace('_', '-')}"):
@@ -220,9 +193,14 @@ def test_commands(write_annotated: WriteAnnotated, tiny_tokenizer_folder: Path, 
     annotated, out = write_annotated(make_documents(12)), tmp_path / "out"
     command = ["pack", str(annotated), "--tokenizer", str(tiny_tokenizer_folder), "--out", str(out), "--heldout", "0.2"]
     result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0 and "fill rate" in result.output
-    assert isinstance(CliRunner().invoke(app, command).exception, UserError), "the folder exists"
-    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+    assert result.exit_code == 0 and "fill rate" in result.output and "of 50 a segment" in result.output
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0 and "nothing to do" in again.output
+    other = [*command, "--max-length", "64", "--documents-per-shard", "5"]
+    refused = CliRunner().invoke(app, other).exception
+    assert isinstance(refused, UserError) and "settings.max_length: 512 -> 64" in str(refused)
+    assert CliRunner().invoke(app, [*other, "--overwrite"]).exit_code == 0
+    assert PackedShards.load(out).max_length == 64
     result = CliRunner().invoke(app, ["shards", "show", str(out), "--n", "1"])
     assert result.exit_code == 0 and "aspirin" in result.output and "C0004057" in result.output
 
@@ -242,9 +220,18 @@ def test_show_reads_like_text(write_annotated: WriteAnnotated, tiny_tokenizer_fo
 
 
 def test_real_abstracts_fill_sequences(write_annotated: WriteAnnotated, real_data: Path, tmp_path: Path):
+    """Also with an annotator that finds a mention in every second long word, 40 in an abstract."""
     with open(real_data / "corpora" / "cdr_train.pubtator.txt", "rb") as stream:
-        documents = [record for record in read_pubtator(stream, "cdr") if isinstance(record, Document)]
-    config = PackSettings(heldout=0)
+        records = [record for record in read_pubtator(stream, "cdr") if isinstance(record, Document)]
+    documents = []
+    for record in records:
+        words = list(re.finditer("[A-Za-z]{6,}", record.text))[::2]
+        mentions = [Mention(start=word.start(), end=word.end(), cui="C0000001", score=1.0) for word in words]
+        documents.append(Document(doc_id=record.doc_id, text=record.text, mentions=tuple(mentions)))
+    assert sum(len(document.mentions) for document in documents) / len(documents) > 40
+    config = PackSettings(heldout=0.1)
     manifest = pack(write_annotated(documents), real_data / "released_checkpoint", tmp_path / "out", settings=config)
-    assert manifest["counts"]["train"]["documents"] == 500
-    assert manifest["counts"]["train"]["fill_rate"] >= 0.98
+    train, heldout = manifest["counts"]["train"], manifest["counts"]["heldout"]
+    assert train["documents"] + heldout["documents"] == 500
+    assert train["fill_rate"] >= 0.98
+    assert heldout["fill_rate"] >= 0.95, "also 50 documents fill their sequences"

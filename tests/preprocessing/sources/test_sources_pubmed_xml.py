@@ -11,7 +11,7 @@ import pytest
 
 from kebiolm.errors import UserError
 from preprocessing.document import Document, Reject
-from preprocessing.sources import open_source
+from preprocessing.sources import open_source, xml_events
 from preprocessing.sources.pubmed_xml import read_pubmed_xml
 
 DOCTYPE = (
@@ -74,11 +74,10 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
         "</BookDocument></PubmedBookArticle>" + "<DeleteCitation><PMID>88</PMID><PMID>89</PMID></DeleteCitation>"
     )
     documents, rejects = read(write(tmp_path / "a.xml", body))
-    assert [document.doc_id for document in documents] == ["1"]
+    assert [document.doc_id for document in documents] == ["1", "1"]
     assert [(reject.doc_id, reject.reason) for reject in rejects] == [
         ("2", "empty-abstract"),
         ("3", "empty-abstract"),
-        ("1", "duplicate-id"),
         ("", "missing-field"),
         ("77", "book-article"),
         ("88", "deleted-citation"),
@@ -111,8 +110,10 @@ BILLION_LAUGHS = '<!ENTITY a0 "lol">' + "".join(
         (f'<!ENTITY big "{"x" * 100_000}">', "&big;" * 1000),
         ('<!ENTITY leak SYSTEM "file:///etc/passwd">', "&leak;"),
         ('<!ENTITY % remote SYSTEM "http://127.0.0.1:9/x.dtd"> %remote;', "none"),
+        ('<!NOTATION n SYSTEM "n"><!ENTITY raw SYSTEM "file:///etc/passwd" NDATA n>', "none"),
+        (" " * 200_000 + '<!ENTITY late "x">', "&late;"),
     ],
-    ids=["billion-laughs", "quadratic", "external-file", "external-parameter"],
+    ids=["billion-laughs", "quadratic", "external-file", "external-parameter", "unparsed", "after-many-blocks"],
 )
 def test_entities_are_refused_and_cost_no_memory(tmp_path: Path, declarations: str, text: str) -> None:
     path = tmp_path / "bomb.xml"
@@ -123,6 +124,27 @@ def test_entities_are_refused_and_cost_no_memory(tmp_path: Path, declarations: s
     assert documents == []
     assert [reject.reason for reject in rejects] == ["forbidden-xml"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+
+
+def test_an_entity_that_is_declared_elsewhere_is_not_fetched(tmp_path: Path) -> None:
+    (tmp_path / "a.dtd").write_text('<!ENTITY secret "leaked">')
+    head = '<!DOCTYPE PubmedArticleSet SYSTEM "a.dtd">'
+    path = write(
+        tmp_path / "a.xml", article("1", "T", plain("Text.")) + article("2", "T", plain("&secret;")), head=head
+    )
+    documents, rejects = read(path)
+    assert [document.text for document in documents] == ["T Text."]
+    assert [reject.reason for reject in rejects] == ["bad-xml"] and "undefined entity" in rejects[0].detail
+
+
+def test_an_endless_record_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xml_events, "MAX_RECORD_BYTES", 600_000)
+    many = "".join(article(str(pmid), "T", plain("Text.")) for pmid in range(3000))
+    documents, rejects = read(write(tmp_path / "many.xml", many))
+    assert (len(documents), rejects) == (3000, [])
+    documents, rejects = read(write(tmp_path / "a.xml", many + article("x", "T", plain("word " * 400_000))))
+    assert len(documents) == 3000
+    assert [reject.reason for reject in rejects] == ["forbidden-xml"] and "after 3000 records" in rejects[0].detail
 
 
 def test_broken_xml_keeps_what_stands_before_it(tmp_path: Path) -> None:
@@ -153,7 +175,7 @@ def test_an_encoding_that_cannot_be_read_is_a_reject(tmp_path: Path, encoding: s
 
 def test_a_users_mistake_is_no_bad_xml() -> None:
     class Failing(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
+        def read1(self, size: int | None = -1) -> bytes:
             raise UserError("stream", got="x", expected="y", mend="z")
 
     with pytest.raises(UserError, match="stream"):

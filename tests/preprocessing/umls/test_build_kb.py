@@ -11,10 +11,13 @@ from kebiolm.cli import app
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.errors import UserError
 from kebiolm.files import sha256_of_file
-from preprocessing.umls import build_kb as build
-from preprocessing.umls import rrf
+from preprocessing.umls import rrf, rrf_blocks
 from preprocessing.umls.build_kb import build_kb
-from preprocessing.umls.rrf_batches import UNKNOWN_CUI
+from preprocessing.umls.concepts import FOREIGN_SOURCE, SPARE_DEFINITION
+from preprocessing.umls.names import EMPTY_NAME, NOT_ENGLISH
+from preprocessing.umls.rrf_batches import DUPLICATE, SUPPRESSED, UNKNOWN_CUI
+from preprocessing.umls.rrf_rows import WRONG_FIELD_COUNT
+from preprocessing.umls.triples import EMPTY_RELA, SELF_LOOP
 
 CONSO = rrf.STANDARD_COLUMNS["MRCONSO.RRF"].split(",")
 REL = rrf.STANDARD_COLUMNS["MRREL.RRF"].split(",")
@@ -107,26 +110,26 @@ def test_tables_and_every_count(tiny_umls: Path, tmp_path: Path) -> None:
     ]
     rows = manifest["counts"]["rows"]
     assert rows["MRCONSO.RRF"]["dropped"] == {
-        build.DUPLICATE: 1,
-        build.EMPTY_NAME: 1,
-        build.NOT_ENGLISH: 1,
-        build.SUPPRESSED: 1,
+        DUPLICATE: 1,
+        EMPTY_NAME: 1,
+        NOT_ENGLISH: 1,
+        SUPPRESSED: 1,
     }
     assert rows["MRREL.RRF"]["dropped"] == {
-        build.DUPLICATE: 1,
-        build.EMPTY_RELA: 1,
-        build.SELF_LOOP: 1,
-        build.SUPPRESSED: 1,
+        DUPLICATE: 1,
+        EMPTY_RELA: 1,
+        SELF_LOOP: 1,
+        SUPPRESSED: 1,
         UNKNOWN_CUI: 1,
     }
     # The first row of MRSTY has one field too many.
-    assert rows["MRSTY.RRF"]["rejected"] == {rrf.WRONG_FIELD_COUNT: 1}
+    assert rows["MRSTY.RRF"]["rejected"] == {WRONG_FIELD_COUNT: 1}
     assert rows["MRSTY.RRF"]["dropped"] == {UNKNOWN_CUI: 1}
-    assert manifest["reject_examples"] == [{"file": "MRSTY.RRF", "line": 1, "reason": rrf.WRONG_FIELD_COUNT}]
+    assert manifest["reject_examples"] == [{"file": "MRSTY.RRF", "line": 1, "reason": WRONG_FIELD_COUNT}]
     assert rows["MRDEF.RRF"]["dropped"] == {
-        build.SPARE_DEFINITION: 1,
-        build.FOREIGN_SOURCE: 1,
-        build.SUPPRESSED: 1,
+        SPARE_DEFINITION: 1,
+        FOREIGN_SOURCE: 1,
+        SUPPRESSED: 1,
     }
     assert_counts_add_up(manifest)
     assert manifest["counts"]["concepts_without_semantic_type"] == 1
@@ -145,7 +148,7 @@ def test_row_order_and_blocks_do_not_matter(tiny_umls: Path, tmp_path: Path, mon
     for path in tiny_umls.iterdir():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         path.write_text("".join(reversed(lines)), encoding="utf-8")
-    monkeypatch.setattr(rrf, "_BLOCK_BYTES", 128)
+    monkeypatch.setattr(rrf_blocks, "_BLOCK_BYTES", 128)
     build_kb(tiny_umls, tmp_path / "kb2")
     assert KnowledgeBase.load(tmp_path / "kb2").fingerprint == fingerprint
 
@@ -157,6 +160,20 @@ def test_gzip_gives_the_same_knowledge_base(tiny_umls: Path, tmp_path: Path) -> 
         path.unlink()
     build_kb(tiny_umls, tmp_path / "kb_gz")
     assert KnowledgeBase.load(tmp_path / "kb_gz").fingerprint == KnowledgeBase.load(tmp_path / "kb").fingerprint
+
+
+def test_parts_give_the_same_knowledge_base(tiny_umls: Path, tmp_path: Path) -> None:
+    build_kb(tiny_umls, tmp_path / "kb")
+    for path in list(tiny_umls.iterdir()):
+        content = path.read_bytes()
+        for ending, part in (("aa", content[:150]), ("ab", content[150:])):
+            (tiny_umls / f"{path.name}.{ending}.gz").write_bytes(gzip.compress(part))
+        path.unlink()
+    manifest = build_kb(tiny_umls, tmp_path / "kb_parts")
+    assert KnowledgeBase.load(tmp_path / "kb_parts").fingerprint == KnowledgeBase.load(tmp_path / "kb").fingerprint
+    assert [part["file"] for part in manifest["inputs"]["MRSTY.RRF"]["parts"]] == ["MRSTY.RRF.aa.gz", "MRSTY.RRF.ab.gz"]
+    # Of five rows of MRSTY the first has one field too many.
+    assert manifest["reject_examples"] == [{"file": "MRSTY.RRF.aa", "line": 1, "reason": WRONG_FIELD_COUNT}]
 
 
 def test_manifest_describes_inputs_and_files(sample_dir: Path, sample_kb: Path) -> None:
