@@ -7,9 +7,9 @@ them together are one sorted table.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from preprocessing.annotation.unit_files import (
     write_arrow,
     write_unit_manifest,
 )
+from preprocessing.linker.choice import Linker
 
 TEXTS_PER_BUCKET = 400_000
 # Also a small job is shared by all workers.
@@ -36,22 +37,6 @@ LINKS_SCHEMA = pa.schema(
 )
 
 
-class LinkedConcepts(Protocol):
-    """What an index answers for M texts."""
-
-    concept: np.ndarray
-    """[M] int32, -1 where there is none."""
-    score: np.ndarray
-    """[M] float32"""
-
-
-class Linker(Protocol):
-    """An index that links texts."""
-
-    def link_above(self, mentions: Sequence[str], threshold: float) -> LinkedConcepts:
-        """The best concept of each text, where its score is strictly above the threshold."""
-
-
 def plan_buckets(work: Path, texts: int) -> int:
     """Choose the number of buckets from the sum of the slices' distinct texts, and note it for `kebiolm status`."""
     buckets = max(LEAST_BUCKETS, math.ceil(texts / TEXTS_PER_BUCKET))
@@ -59,7 +44,9 @@ def plan_buckets(work: Path, texts: int) -> int:
     return buckets
 
 
-def link_texts(work: Path, bucket: int, buckets: int, parts: Iterable[int], linker: Linker, *, threshold: float) -> Any:
+def link_texts(
+    work: Path, bucket: int, buckets: int, parts: Iterable[int], linker: Linker, *, threshold: float
+) -> dict[str, Any]:
     """Link the distinct texts of one bucket.
 
     Args:

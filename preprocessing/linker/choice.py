@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
+
+import pyarrow as pa
 
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.errors import UserError
-from preprocessing.linker.index import LinkIndex
-
-if TYPE_CHECKING:
-    from preprocessing.linker.scispacy_hnsw import ScispacyHnsw
+from preprocessing.linker.index import LinkedConcepts, LinkIndex
 
 EXACT, SCISPACY_HNSW = "exact", "scispacy-hnsw"
 
-# Inside the knowledge base's folder, because it is an index of its names; its manifest does not list it.
-_HNSW_FOLDER = "scispacy_linker"
+# Beside the tables of the knowledge base, which its manifest does not name: it is made on request only.
+HNSW_FOLDER = "linker-scispacy-hnsw"
 
 
-def load_linker(linker: str, kb: Path, *, check_hash: bool = True) -> LinkIndex | ScispacyHnsw:
+class Linker(Protocol):
+    """An index that links texts."""
+
+    @property
+    def concepts(self) -> pa.LargeStringArray:
+        """The CUIs; a concept's number is its place here."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the index may answer differently."""
+
+    def link_above(self, mentions: Sequence[str], threshold: float) -> LinkedConcepts:
+        """The best concept of each text, where its score is strictly above the threshold."""
+
+
+def load_linker(linker: str, kb: Path, *, check_hash: bool = True) -> Linker:
     """Open what `--linker` names.
 
     Args:
         linker: "exact": the index of the knowledge base; "scispacy-hnsw": scispaCy's index of the same names, built
-            where it is asked for the first time; or the folder of a published scispaCy linker.
+            into the knowledge base's folder where it is asked for the first time; or a published scispaCy linker's
+            folder.
         kb: folder of the knowledge base.
         check_hash: also compare every file's SHA-256.
-
-    Returns:
-        An index with `link_above`, `concepts` and `fingerprint`.
 
     Raises:
         UserError: there is no such index, or a file of it is missing or altered.
     """
-    knowledge_base = KnowledgeBase.load(kb, check_hash=False)
+    base = KnowledgeBase.load(kb, check_hash=False)
     if linker == EXACT:
-        return LinkIndex.load(knowledge_base.linker_path, check_hash=check_hash)
-    folder = kb / _HNSW_FOLDER if linker == SCISPACY_HNSW else Path(linker)
+        return LinkIndex.load(base.linker_path, check_hash=check_hash)
+    folder = kb / HNSW_FOLDER if linker == SCISPACY_HNSW else Path(linker)
     if linker != SCISPACY_HNSW and not folder.is_dir():
         expected = f"{EXACT}, {SCISPACY_HNSW}, or the folder of a scispaCy linker"
-        raise UserError("--linker", got=linker, expected=expected, mend="give one of these")
-    # nmslib and scikit-learn, which the exact search does without.
+        raise UserError("--linker", got=linker, expected=expected, mend=f"leave it out for {EXACT}")
+    # nmslib and scikit-learn take seconds to import, and the exact search needs neither.
     from preprocessing.linker.scispacy_hnsw import ScispacyHnsw, build_scispacy_hnsw
 
-    names = knowledge_base.names()
+    names = base.names()
     if not folder.is_dir():
-        build_scispacy_hnsw(names["name"], folder, threads=os.cpu_count() or 1)
+        # The rarest 3-grams that count, as in the exact index: scispaCy's own setting leaves nothing of a small one.
+        min_df = LinkIndex.load(base.linker_path, check_hash=False).manifest["settings"]["min_df"]
+        build_scispacy_hnsw(names["name"], folder, min_df=min_df)
     return ScispacyHnsw.load(folder, names["name"], names["cui"], check_hash=check_hash)
 
 
-def describe_linker(linker: str, kb: Path) -> dict[str, str]:
-    """What identifies the search in a manifest: its kind and its fingerprint; raises as `load_linker` does."""
-    kind = linker if linker in (EXACT, SCISPACY_HNSW) else f"{SCISPACY_HNSW}, published"
+def describe_linker(linker: str, kb: Path) -> dict[str, Any]:
+    """What identifies the search in a manifest."""
+    kind = linker if linker in (EXACT, SCISPACY_HNSW) else "a scispaCy linker's folder"
     return {"kind": kind, "sha256": load_linker(linker, kb).fingerprint}

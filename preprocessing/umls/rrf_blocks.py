@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from kebiolm.errors import UserError
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 4 << 20
 _LONGEST_LINE_BYTES = 64 << 20
 
 
@@ -62,7 +62,7 @@ def read_blocks(parts: Sequence[Path], described: list[dict[str, Any]]) -> Itera
         described: gets {"file", "bytes", "sha256"} of each file, as it lies on disk, once it is read to its end.
 
     Yields:
-        Blocks of about 8 MB.
+        Blocks of about 4 MB.
 
     Raises:
         UserError: a file cannot be read to its end, or has a line of more than 64 MB.

@@ -74,7 +74,7 @@ def read_rows(file: RrfFile, columns: Sequence[str], counts: RowCounts, executor
         executor: threads that decode blocks while the caller works on earlier ones.
 
     Yields:
-        Batches of string columns without nulls, about 8 MB of the file each, so memory does not grow with the file;
+        Batches of string columns without nulls, about 4 MB of the file each, so memory does not grow with the file;
         none where the file is empty.
 
     Raises:

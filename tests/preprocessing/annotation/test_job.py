@@ -141,6 +141,21 @@ def test_a_changed_job_is_refused_and_says_what_changed(job: AnnotationJob) -> N
     assert run_here(job, overwrite=True)["counts"]["documents_in"] == 13
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_scispacys_approximate_search_is_built_once_and_links_the_same(job: AnnotationJob, tmp_path: Path) -> None:
+    """On names as few as these its search misses none."""
+    kb = tmp_path / "kb"
+    shutil.copytree(job.kb, kb)
+    exact = replace(job, kb=kb, out=tmp_path / "exact")
+    run_here(exact)
+    for linker, out in (("scispacy-hnsw", "built"), (str(kb / "linker-scispacy-hnsw"), "folder")):
+        approximate = replace(exact, linker=linker, out=tmp_path / out)
+        run_here(approximate)
+        assert [*AnnotatedCorpus.load(approximate.out).iter_documents()] == [
+            *AnnotatedCorpus.load(exact.out).iter_documents()
+        ]
+
+
 def test_a_foreign_folder_is_never_touched(job: AnnotationJob) -> None:
     job.out.mkdir()
     (job.out / "thesis.txt").write_text("years of work")

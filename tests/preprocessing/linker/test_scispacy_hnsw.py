@@ -152,6 +152,9 @@ def test_the_choice_of_a_linker(small_kb: Path, tmp_path: Path, folder: Path) ->
     assert expected.concept[:2].tolist() == [exact.concepts.index(cui).as_py() for cui in ("C0004057", "C0027051")]
     assert np.all(expected.score[:2] == 1)
     assert describe_linker("exact", kb) == {"kind": "exact", "sha256": exact.fingerprint}
-    assert describe_linker(str(folder), kb)["kind"] == "scispacy-hnsw, published"
+    assert describe_linker(str(folder), kb)["sha256"] == published.fingerprint
+    built = load_linker("scispacy-hnsw", kb).link_above(["Aspirin", "heart attack"], 0.85)
+    assert built.concept.tolist() == expected.concept[:2].tolist()
+    assert load_linker("scispacy-hnsw", kb).fingerprint == describe_linker("scispacy-hnsw", kb)["sha256"]
     with pytest.raises(UserError, match="scispacy-hnsw"):
         load_linker("no-such-linker", kb)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from kebiolm.data.knowledge_base import KnowledgeBase
 from preprocessing.umls import buckets, names, rrf_blocks, triples
 from preprocessing.umls.build_kb import build_kb
 from preprocessing.umls.rrf import STANDARD_COLUMNS
-from tests.benchmarks.bench_kb_build import check_same, read_plainly
+from tests.benchmarks.bench_kb_build import Plain, check_same, read_for_look_ups, read_plainly
 from tests.benchmarks.synthetic_umls import generate_umls
 
 SCALE = 1 / 4000
@@ -75,8 +76,9 @@ def test_the_same_seed_gives_the_same_files(umls: Path, tmp_path: Path) -> None:
     assert (tmp_path / "other" / "MRCONSO.RRF").read_bytes() != (umls / "MRCONSO.RRF").read_bytes()
 
 
-def test_the_knowledge_base_is_what_a_plain_reader_finds(umls: Path, kb: Path) -> None:
-    plain = read_plainly(umls)
+@pytest.mark.parametrize("read", [read_plainly, read_for_look_ups])
+def test_the_knowledge_base_is_what_a_plain_reader_finds(umls: Path, kb: Path, read: Callable[[Path], Plain]) -> None:
+    plain = read(umls)
     check_same(plain, kb)
     tables = KnowledgeBase.load(kb)
     counts = tables.manifest["counts"]
