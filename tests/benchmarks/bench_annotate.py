@@ -4,7 +4,7 @@
 
 All read the same real abstracts with the same spaCy model and knowledge base, in turns. NER alone is the model's
 `nlp.pipe` in two processes, nothing else; once as spaCy runs it, and once with the matrix products that annotation uses
-(`preprocessing.annotation.matrix_ops`), which is the speed that annotation cannot exceed. Plain scispaCy is its pipeline
+(`preprocessing.annotation.matrix_ops`), the speed that annotation cannot exceed. Plain scispaCy is its pipeline
 as it is documented (NER, abbreviation_detector, scispacy_linker) in one process, because its index cannot be pickled.
 DIR has scispaCy's index of the knowledge base's names; where it is absent it is built, which takes some 20 minutes.
 """
