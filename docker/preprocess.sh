@@ -39,7 +39,11 @@ for folder in input kb tokenizer; do
 done
 [ -w "$out" ] ||
   refuse "KEBIOLM_OUTPUT: got a folder that user $(id -u) cannot write; make one that is yours, or set KEBIOLM_UID"
-[ -d "$model" ] || model=dictionary
+if [ -c "$model" ]; then  # /dev/null: none was given
+  model=dictionary
+elif [ ! -d "$model" ]; then
+  refuse "KEBIOLM_MODEL: got a file; give the folder of a spaCy pipeline, or leave it empty for the dictionary"
+fi
 
 if [ ! -e "$kb/manifest.json" ]; then
   if [ ! -e "$out/kb" ]; then
@@ -66,7 +70,9 @@ count_workers() {
   echo "$cpus"
 }
 
+workers=$(count_workers)
 step "annotation" kebiolm annotate /data/input --kb "$kb" --model "$model" --out "$out/annotated" \
-  --workers "$(count_workers)" --ray-address "$KEBIOLM_RAY_HEAD" "${annotate_options[@]}"
+  --workers "$workers" --ray-address "$KEBIOLM_RAY_HEAD" "${annotate_options[@]}"
+workers=$(count_workers)
 step "shards" kebiolm pack "$out/annotated" --kb "$kb" --tokenizer /data/tokenizer --out "$out/shards" \
-  --workers "$(count_workers)" --ray-address "$KEBIOLM_RAY_HEAD" "${pack_options[@]}"
+  --workers "$workers" --ray-address "$KEBIOLM_RAY_HEAD" "${pack_options[@]}"

@@ -55,7 +55,7 @@ def open_ledger(out: Path, described: dict[str, Any], *, inputs: Sequence[Path],
         # `job.json` last: killed in between, the folder is still known for one of this job's format.
         for file in sorted(_other_files(out), key=lambda file: file.name == JOB_FILE):
             if overwrite or _is_unfinished(file):
-                shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+                _remove(file)
         write_json(out / JOB_FILE, described)
         yield
 
@@ -64,7 +64,7 @@ def remove_unfinished(out: Path) -> None:
     """Remove what a killed worker left half-written; nobody writes to the folder any more."""
     for file in _other_files(out):
         if _is_unfinished(file):
-            file.unlink()
+            _remove(file)
 
 
 def read_ledger(out: Path, kind: str) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ def _check_folder(out: Path, described: dict[str, Any], *, overwrite: bool) -> N
     if out.exists() and not out.is_dir():
         raise UserError(out, got="a file", expected="a folder", mend="choose another --out")
     former = read_ledger(out, described["format"])
-    if former is None and out.is_dir() and _other_files(out):
+    if former is None and out.is_dir() and not all(map(_is_unfinished, _other_files(out))):
         got = f"a folder with other files and no {JOB_FILE} of this command"
         raise UserError(out, got=got, expected="a new or empty folder", mend="choose another --out")
     if former not in (None, described) and not overwrite:
@@ -98,8 +98,18 @@ def _other_files(out: Path) -> list[Path]:
     return sorted(file for file in out.iterdir() if file.name != LOCK_FILE)
 
 
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; a worker of a killed driver may still rename or write something there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _is_unfinished(file: Path) -> bool:
-    """Whether a file is one that `atomic_path` was writing."""
+    """Whether a file or folder is one that `kebiolm.files` was writing."""
     return file.name.startswith(".") and file.suffix == ".tmp"
 
 

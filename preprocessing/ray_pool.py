@@ -4,7 +4,7 @@ Ray's own retries are switched off, because by default they repeat a document th
 because a job that skips errors reports success over lost data. Instead the driver keeps the count: a unit gets a
 bounded number of attempts, an actor that died is replaced, and units that failed are kept by name for the job to report
 at its end. A unit that raised counts as one that failed: what it met may pass (a disk, memory), and where it does not,
-the further attempts cost no more than time. Only a user's mistake (`UserError`) ends the job at once.
+the further attempts cost no more than time. A user's mistake (`UserError`) is not tried again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 # Ray reads these when it is imported: no usage reports, no hint about GPUs that this job does not use.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -56,9 +56,10 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
     umask = os.umask(0o077)
     try:
         ray.init(address=address or "local", **quiet, **({} if address else local))
-    except (ConnectionError, RayError, ValueError) as error:
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray
         mend = "start Ray there, or leave --ray-address out"
-        raise UserError(f"--ray-address {address}", got=error, expected="a running Ray cluster", mend=mend) from None
+        got = str(error).strip().splitlines()[0]
+        raise UserError(f"--ray-address {address}", got=got, expected="a running Ray cluster", mend=mend) from None
     finally:
         os.umask(umask)
     try:
@@ -74,6 +75,16 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+class _Ended(NamedTuple):
+    """How a call ended: what it returned, or the reason why it failed."""
+
+    result: Any = None
+    """What it returned; a user's mistake as an exception."""
+    reason: str | None = None
+    died: bool = False
+    is_mistake: bool = False
 
 
 class WorkerPool:
@@ -135,7 +146,7 @@ class WorkerPool:
             (unit, what the method returned) as each is done, in any order.
 
         Raises:
-            UserError: no worker can start; or what a worker raised as such.
+            UserError: no worker can start.
         """
         waiting = deque(units)
         attempts = Counter[Hashable]()
@@ -144,17 +155,17 @@ class WorkerPool:
                 actor, unit = self._idle.pop(), waiting.popleft()
                 self._under_way[getattr(actor, method).remote(*units[unit])] = (actor, unit)
             self._start_actors(len(waiting))
-            unit, result, reason, died = self._take_ended()
+            unit, ended = self._take_ended()
             if unit is None:
                 continue
-            if reason is None:
-                yield unit, result
+            if ended.reason is None:
+                yield unit, ended.result
                 continue
-            attempts[unit] += not (died and is_progress(unit))
-            if attempts[unit] < self._max_attempts:
+            attempts[unit] += not (ended.died and is_progress(unit))
+            if attempts[unit] < self._max_attempts and not ended.is_mistake:
                 waiting.append(unit)
             else:
-                failed[unit] = reason
+                failed[unit] = ended.reason
 
     def _start_actors(self, wanted: int) -> None:
         """Start actors until so many are loading, as far as the pool's size allows."""
@@ -163,41 +174,40 @@ class WorkerPool:
             actor = self._new_actor()
             self._under_way[actor.load.remote()] = (actor, None)
 
-    def _take_ended(self) -> tuple[Hashable | None, Any, str | None, bool]:
-        """Wait until a call ends.
-
-        Returns:
-            (unit, result, reason, died): the unit, None where an actor loaded; what the call returned, or the reason
-            why it failed; and whether its actor died of it.
-        """
+    def _take_ended(self) -> tuple[Hashable | None, _Ended]:
+        """Wait until a call ends; returns its unit, None where an actor loaded, and how it ended."""
         only_loading = all(unit is None for _, unit in self._under_way.values())
         ready, _ = ray.wait(list(self._under_way), timeout=START_TIMEOUT_S if only_loading else None)
         if not ready:
             raise _cannot_start(f"no worker that was ready after {START_TIMEOUT_S:.0f} s")
         actor, unit = self._under_way.pop(ready[0])
-        result, reason, died = None, None, False
-        try:
-            result = ray.get(ready[0])
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                self._idle.append(actor)
-                raise error.cause from None
-            reason = f"{type(error.cause).__name__}: {error.cause}"
-        except RayError as error:
-            reason, died = f"its worker died: {_last_line(error)}", True
-        if unit is None and reason is not None:
+        ended = _how_it_ended(ready[0])
+        if unit is None and ended.reason is not None:
             # It could not load: it cannot work, and would only keep its CPU from the next.
             ray.kill(actor)
-            self._count_failed_start(reason)
-        elif not died:
+            if ended.is_mistake:
+                raise ended.result
+            self._count_failed_start(ended.reason)
+        elif not ended.died:
             self._idle.append(actor)
             self._failed_starts = 0
-        return unit, result, reason, died
+        return unit, ended
 
     def _count_failed_start(self, reason: str) -> None:
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
             raise _cannot_start(f"{self._failed_starts} workers that failed to load; the last: {reason}")
+
+
+def _how_it_ended(reference: Any) -> _Ended:
+    try:
+        return _Ended(ray.get(reference))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            return _Ended(error.cause, str(error.cause), is_mistake=True)
+        return _Ended(reason=f"{type(error.cause).__name__}: {error.cause}")
+    except RayError as error:
+        return _Ended(reason=f"its worker died: {_last_line(error)}", died=True)
 
 
 def _last_line(error: RayError) -> str:

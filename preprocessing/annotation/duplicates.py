@@ -29,12 +29,13 @@ REPLACED_SCHEMA = pa.schema(
 )
 
 
-def find_replaced(work: Path, slices: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def find_replaced(work: Path, slices: Sequence[tuple[int, int]], made_from: str) -> dict[str, Any]:
     """Find the documents that a later record replaces, and write them as a table.
 
     Args:
         work: the job's work folder.
         slices: (file, slice) of each part, in the order of the inputs.
+        made_from: fingerprint of the files as they were read.
 
     Returns:
         The manifest; the table has a row for each document that is set aside: its part and row there, the reason, and
@@ -64,12 +65,12 @@ def find_replaced(work: Path, slices: Sequence[tuple[int, int]]) -> dict[str, An
     with atomic_path(work / TABLE_FILE) as path:
         pq.write_table(replaced, path, row_group_size=_ROWS_PER_GROUP)
     files = {TABLE_FILE: describe_table(work / TABLE_FILE, replaced)}
-    return write_unit_manifest(work / MANIFEST_FILE, {"set_aside": replaced.num_rows}, files)
+    return write_unit_manifest(work / MANIFEST_FILE, made_from, {"set_aside": replaced.num_rows}, files)
 
 
-def replaced_done(work: Path) -> bool:
-    """Whether `find_replaced` was done."""
-    return read_unit_manifest(work / MANIFEST_FILE) is not None
+def replaced_done(work: Path, made_from: str) -> dict[str, Any] | None:
+    """The manifest of `find_replaced`, None where it must be done (again)."""
+    return read_unit_manifest(work / MANIFEST_FILE, made_from)
 
 
 def replaced_in_part(work: Path, part: int) -> dict[int, tuple[str, int]]:

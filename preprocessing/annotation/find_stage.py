@@ -61,6 +61,7 @@ def find_mentions(
     *,
     replaced: Mapping[int, tuple[str, str]],
     seconds: float,
+    made_from: str,
 ) -> dict[str, Any]:
     """Search the documents of one slice.
 
@@ -71,6 +72,7 @@ def find_mentions(
         finder: finds mentions.
         replaced: row -> (reason, detail) of documents that are not searched.
         seconds: a batch of documents, or one alone, that takes longer ends this process.
+        made_from: fingerprint of the slice and of what is replaced.
 
     Returns:
         The unit's manifest.
@@ -92,7 +94,7 @@ def find_mentions(
         for rows in [*([row] for row in suspects), others]:
             found.add(rows, finder.find([texts[row] for row in rows], before_batch=_begin_batch(journal, rows)))
             journal.end()
-    manifest = _write(folder, part, found)
+    manifest = _write(folder, part, found, made_from)
     journal_file.unlink(missing_ok=True)  # a worker of a killed driver may have done the same unit meanwhile
     return manifest
 
@@ -102,9 +104,9 @@ def journal_path(folder: Path, part: int) -> Path:
     return folder / f"{part_name(part)}.journal"
 
 
-def found_done(folder: Path, part: int) -> dict[str, Any] | None:
+def found_done(folder: Path, part: int, made_from: str) -> dict[str, Any] | None:
     """The manifest of a slice that was searched, None where it must be searched (again)."""
-    return read_unit_manifest(folder / f"{part_name(part)}.json")
+    return read_unit_manifest(folder / f"{part_name(part)}.json", made_from)
 
 
 def text_digest(key: str) -> tuple[int, int]:
@@ -117,7 +119,7 @@ def _begin_batch(journal: Journal, rows: list[int]) -> Callable[[Sequence[int]],
     return lambda places: journal.begin([rows[place] for place in places])
 
 
-def _write(folder: Path, part: int, found: _Found) -> dict[str, Any]:
+def _write(folder: Path, part: int, found: _Found, made_from: str) -> dict[str, Any]:
     digests: dict[str, tuple[int, int]] = {}
     keys: list[str] = []
     columns = {name: array("i") for name in ("row", "start", "end")}
@@ -170,5 +172,5 @@ def _write(folder: Path, part: int, found: _Found) -> dict[str, Any]:
     }
     reasons = Counter(reason for reason, _ in found.aside.values())
     return write_unit_manifest(
-        folder / f"{part_name(part)}.json", counts, files, rejects_by_reason=dict(sorted(reasons.items()))
+        folder / f"{part_name(part)}.json", made_from, counts, files, rejects_by_reason=dict(sorted(reasons.items()))
     )

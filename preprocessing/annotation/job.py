@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import scispacy
 import spacy
+from rich.markup import escape
 
-from kebiolm.console import progress
+from kebiolm.console import error_console, progress
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.errors import UserError
 from kebiolm.files import describe_file
@@ -74,6 +76,8 @@ def list_inputs(paths: Sequence[Path]) -> tuple[Path, ...]:
                 expected = f"files ending in {', '.join(SUFFIXES)} (or these with .gz)"
                 raise UserError(path, got="a folder with no abstracts", expected=expected, mend="give their folder")
             files += found
+            if others := sum(1 for file in path.iterdir() if not file.name.startswith(".")) - len(found):
+                error_console.print(f"[yellow]left out:[/] {others} files and folders of {escape(str(path))}")
         else:
             files.append(path)
     for file in files:
@@ -82,7 +86,7 @@ def list_inputs(paths: Sequence[Path]) -> tuple[Path, ...]:
     resolved = [file.resolve() for file in files]
     for file in resolved:
         find_reader(file)
-    if twice := sorted({file for file in resolved if resolved.count(file) > 1}):
+    if twice := sorted(file for file, times in Counter(resolved).items() if times > 1):
         raise UserError(twice[0], got="the file more than once", expected="each input once", mend="name it once")
     return tuple(resolved)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.annotation.find_stage import ASIDE_SCHEMA, FOUND_SCHEMA, found_done
+from preprocessing.annotation.find_stage import ASIDE_SCHEMA, FOUND_SCHEMA
 from preprocessing.annotation.link_stage import LinkTable
 from preprocessing.annotation.store import DOCUMENT_SCHEMA, part_name, reject_table, write_part
 from preprocessing.annotation.unit_files import map_arrow
@@ -26,6 +26,8 @@ def join_part(
     links: LinkTable,
     cuis: pa.Array,
     source: str,
+    abbreviations_skipped: int,
+    made_from: str,
 ) -> dict[str, Any]:
     """Write one finished part.
 
@@ -38,13 +40,13 @@ def join_part(
         links: the links of all texts.
         cuis: the CUIs by concept number.
         source: name of the input file, for what is set aside.
+        abbreviations_skipped: documents of the slice with too many brackets to look for abbreviations.
+        made_from: fingerprint of the job.
 
     Returns:
         The part's manifest.
     """
     stem = work / "found" / part_name(part)
-    found = found_done(work / "found", part)
-    assert found is not None, "a part is joined after its slice was searched"
     aside = pq.read_table(stem.with_name(f"{stem.name}.aside.parquet"), schema=ASIDE_SCHEMA)
     mentions = pq.read_table(stem.with_name(f"{stem.name}.parquet"), schema=FOUND_SCHEMA)
     texts = map_arrow(stem.with_name(f"{stem.name}.texts.arrow"))
@@ -70,10 +72,10 @@ def join_part(
     counts = {
         "mentions_found": mentions.num_rows,
         "mentions_linked": int(is_linked.sum()),
-        "abbreviations_skipped": found["counts"]["abbreviations_skipped"],
+        "abbreviations_skipped": abbreviations_skipped,
     }
     all_rejects = pa.concat_tables([rejects, _set_aside(documents, aside, source)])
-    return write_part(out, part, kept.cast(DOCUMENT_SCHEMA), all_rejects, counts)
+    return write_part(out, part, kept.cast(DOCUMENT_SCHEMA), all_rejects, counts, made_from=made_from)
 
 
 def _set_aside(documents: pa.Table, aside: pa.Table, source: str) -> pa.Table:

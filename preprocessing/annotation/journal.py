@@ -100,13 +100,11 @@ def read_journal(path: Path) -> Findings:
 
     def close_attempt() -> None:
         findings.ended_in_batch = bool(rows)
+        findings.suspects.update(rows)
         if len(rows) == 1:
             deaths_alone[rows[0]] += 1
-            findings.suspects.update(rows)
             if deaths_alone[rows[0]] >= DEATHS_ALONE:
                 findings.condemned[rows[0]] = TIMED_OUT if timed_out else KILLED
-        else:
-            findings.suspects.update(rows)
 
     for line in lines:
         if line.startswith(_WATCHDOG_SAYS):
@@ -118,10 +116,17 @@ def read_journal(path: Path) -> Findings:
                 findings.attempts += 1
                 rows, timed_out = [], False
             else:
+                findings.suspects -= set(rows)  # the process went on to the next batch: these did it no harm
                 rows = entry["rows"]
     close_attempt()
     findings.suspects -= findings.condemned.keys()
     return findings
+
+
+def forgive_last_attempt(path: Path) -> None:
+    """Note in a journal that the attempt was ended from outside, so that no document is blamed for it."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"rows": []}) + "\n")
 
 
 def _entry(line: str) -> dict | None:

@@ -45,7 +45,7 @@ def plan_buckets(work: Path, texts: int) -> int:
 
 
 def link_texts(
-    work: Path, bucket: int, buckets: int, parts: Iterable[int], linker: Linker, *, threshold: float
+    work: Path, bucket: int, buckets: int, parts: Iterable[int], linker: Linker, *, threshold: float, made_from: str
 ) -> dict[str, Any]:
     """Link the distinct texts of one bucket.
 
@@ -56,6 +56,7 @@ def link_texts(
         parts: numbers of all slices that were searched.
         linker: links texts.
         threshold: keep a concept where its score is strictly above this.
+        made_from: fingerprint of all slices' texts and of the number of buckets.
 
     Returns:
         The unit's manifest.
@@ -76,7 +77,7 @@ def link_texts(
         write_arrow(path, table)
     counts = {"texts": len(distinct), "texts_linked": int((linked.concept >= 0).sum())}
     files = {name: describe_table(work / "links" / name, table)}
-    return write_unit_manifest(work / "links" / f"{bucket_name(bucket)}.json", counts, files)
+    return write_unit_manifest(work / "links" / f"{bucket_name(bucket)}.json", made_from, counts, files)
 
 
 def bucket_name(bucket: int) -> str:
@@ -84,9 +85,9 @@ def bucket_name(bucket: int) -> str:
     return f"bucket-{bucket:04d}"
 
 
-def linked_done(work: Path, bucket: int) -> dict[str, Any] | None:
+def linked_done(work: Path, bucket: int, made_from: str) -> dict[str, Any] | None:
     """The manifest of a bucket that was linked, None where it must be linked (again)."""
-    return read_unit_manifest(work / "links" / f"{bucket_name(bucket)}.json")
+    return read_unit_manifest(work / "links" / f"{bucket_name(bucket)}.json", made_from)
 
 
 class LinkTable:

@@ -11,9 +11,9 @@ import numpy as np
 from spacy.language import Language
 from thinc.api import Model, NumpyOps
 
-# OpenBLAS multiplies a few rows in another order than many. With this many at least, a text's vectors have the same
-# bits whether it stands alone or in a batch.
-_MIN_ROWS = 128
+# OpenBLAS adds up small products in another order than large ones. With as many rows and columns as this at least, a
+# text's vectors have the same bits whether it stands alone or in a batch; narrower products stay with BLIS.
+_MIN_ROWS, _MIN_COLUMNS = 128, 64
 
 
 class BlasOps(NumpyOps):
@@ -21,6 +21,7 @@ class BlasOps(NumpyOps):
 
     def __init__(self) -> None:
         super().__init__(use_blis=False)
+        self._blis = NumpyOps(use_blis=True)
 
     def gemm(
         self,
@@ -31,7 +32,9 @@ class BlasOps(NumpyOps):
         trans2: bool = False,
     ) -> np.ndarray:
         """Matrix product, as `thinc.api.Ops.gemm`: [M, K] times [K, N], either of them turned round on request."""
-        rows = len(x)
+        rows, columns = len(x), y.shape[0 if trans2 else 1]
+        if columns < _MIN_COLUMNS:
+            return self._blis.gemm(x, y, out=out, trans1=trans1, trans2=trans2)
         if trans1 or rows >= _MIN_ROWS:
             return super().gemm(x, y, out=out, trans1=trans1, trans2=trans2)
         padded = np.zeros((_MIN_ROWS, x.shape[1]), dtype=x.dtype)

@@ -7,14 +7,14 @@ and of which only a few are lost when a worker dies.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kebiolm.files import atomic_path
+from kebiolm.files import atomic_path, verify_file
 from preprocessing.annotation.store import REJECT_SCHEMA, reject_table
 from preprocessing.annotation.unit_files import describe_table, read_unit_manifest, write_unit_manifest
 from preprocessing.document import Document, Reject
@@ -37,7 +37,9 @@ def slice_name(file_number: int, slice_number: int) -> str:
     return f"{file_name(file_number)}-slice-{slice_number:05d}"
 
 
-def read_file(folder: Path, number: int, path: Path, *, slice_documents: int) -> dict[str, Any]:
+def read_file(
+    folder: Path, number: int, path: Path, *, slice_documents: int, expected: Mapping[str, Any], made_from: str
+) -> dict[str, Any]:
     """Read one input file and write its slices.
 
     Args:
@@ -45,9 +47,14 @@ def read_file(folder: Path, number: int, path: Path, *, slice_documents: int) ->
         number: of the input file.
         path: the input file.
         slice_documents: most documents of a slice.
+        expected: "bytes" and "sha256" of the file when the job began.
+        made_from: fingerprint of the job.
 
     Returns:
         The file's manifest, with "slices": [{"documents", "rejects"}] in order.
+
+    Raises:
+        UserError: the file is not what it was when the job began.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, Any]] = {}
@@ -65,10 +72,12 @@ def read_file(folder: Path, number: int, path: Path, *, slice_documents: int) ->
             files[name] = describe_table(folder / name, table)
         reasons.update(reject.reason for reject in rejects)
         slices.append({"documents": len(documents), "rejects": len(rejects)})
+    verify_file(path.parent, path.name, dict(expected), mend="put the file back, or begin anew with --overwrite")
     totals = {key: sum(piece[key] for piece in slices) for key in ("documents", "rejects")}
     counts = {"documents_in": sum(totals.values()), **totals}
     return write_unit_manifest(
         folder / f"{file_name(number)}.json",
+        made_from,
         counts,
         files,
         slices=slices,
@@ -76,9 +85,9 @@ def read_file(folder: Path, number: int, path: Path, *, slice_documents: int) ->
     )
 
 
-def read_done(folder: Path, number: int) -> dict[str, Any] | None:
+def read_done(folder: Path, number: int, made_from: str) -> dict[str, Any] | None:
     """The manifest of a file that was read, None where it must be read (again)."""
-    return read_unit_manifest(folder / f"{file_name(number)}.json")
+    return read_unit_manifest(folder / f"{file_name(number)}.json", made_from)
 
 
 def load_slice(

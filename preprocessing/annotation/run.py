@@ -14,19 +14,18 @@ from typing import Any
 
 from kebiolm.console import console, stop_politely
 from kebiolm.errors import UserError
-from kebiolm.files import has_format, read_manifest, write_json
+from kebiolm.files import has_format, read_manifest, sha256_of_json, write_json
 from preprocessing.annotation.duplicates import find_replaced, replaced_done
 from preprocessing.annotation.find_stage import found_done, journal_path
 from preprocessing.annotation.job import AnnotationJob, describe_job
-from preprocessing.annotation.journal import MAX_ATTEMPTS, read_journal
+from preprocessing.annotation.journal import MAX_ATTEMPTS, forgive_last_attempt, read_journal
 from preprocessing.annotation.link_stage import linked_done, plan_buckets
 from preprocessing.annotation.read_stage import read_done
 from preprocessing.annotation.store import FORMAT, REPORT_FILE, VERSION, part_name, total_counts
 from preprocessing.annotation.summary import summary_table
-from preprocessing.annotation.unit_files import WORK_FOLDER, read_unit_manifest
+from preprocessing.annotation.unit_files import WORK_FOLDER, fingerprint_of, read_unit_manifest
 from preprocessing.annotation.worker import AnnotationWorker, worker_arguments
 from preprocessing.ledger import open_ledger, remove_unfinished
-from preprocessing.ray_pool import MAX_ATTEMPTS as POOL_ATTEMPTS
 from preprocessing.ray_pool import WorkerPool, ray_session
 from preprocessing.watch.report import write_report
 from preprocessing.watch.screen import JobScreen
@@ -51,7 +50,7 @@ def run_job(job: AnnotationJob, *, workers: int, ray_address: str | None = None,
     """
     described = describe_job(job)
     with open_ledger(job.out, described, inputs=[*job.inputs, job.kb], overwrite=overwrite):
-        manifest = _finished(job)
+        manifest = _finished(job, described)
         if manifest is not None:
             console.print("every file was annotated before: nothing to do")
         else:
@@ -60,12 +59,12 @@ def run_job(job: AnnotationJob, *, workers: int, ray_address: str | None = None,
             with (
                 ray_session(ray_address, workers),
                 stop_politely("the same command goes on from here"),
-                WorkerPool(AnnotationWorker, worker_arguments(job), workers=workers) as pool,
+                WorkerPool(AnnotationWorker, worker_arguments(job, described), workers=workers) as pool,
             ):
                 console.print(f"starting {workers} workers with model and link index")
                 pool.start()
                 with JobScreen(files=len(job.inputs)) as screen:
-                    parts, texts = Stages(job, pool, screen).run()
+                    parts, texts = Stages(job, described, pool, screen).run()
             manifest = close_job(job, described, parts, texts)
             seconds = time.monotonic() - started
             speed = manifest["counts"]["documents_in"] / seconds
@@ -83,51 +82,60 @@ class Stages:
 
     Args:
         job: what to do.
+        described: what `job.json` says of it.
         pool: does the units.
         screen: is told how far it is.
     """
 
-    def __init__(self, job: AnnotationJob, pool: WorkerPool, screen: JobScreen) -> None:
+    def __init__(self, job: AnnotationJob, described: Manifest, pool: WorkerPool, screen: JobScreen) -> None:
         self._job, self._pool, self._screen = job, pool, screen
-        self._work = job.out / WORK_FOLDER
+        self._work, self._job_fingerprint = job.out / WORK_FOLDER, sha256_of_json(described)
 
     def run(self) -> tuple[list[Manifest], int]:
         """Do all stages: (the manifests of the parts, number of distinct texts of the whole job)."""
-        files = range(len(self._job.inputs))
+        inputs = self._job.inputs
         reads = self._stage(
             "read",
-            {number: (number,) for number in files},
-            lambda number: read_done(self._work / "read", number),
-            lambda number: self._job.inputs[number].name,
+            {number: (number,) for number in range(len(inputs))},
+            lambda number: read_done(self._work / "read", number, self._job_fingerprint),
+            lambda number: inputs[number].name,
         )
-        slices = [(n, piece) for n, manifest in enumerate(reads) for piece in range(len(manifest["slices"]))]
-        if not replaced_done(self._work):
-            find_replaced(self._work, slices)
-        documents = sum(manifest["counts"]["documents"] for manifest in reads)
-        parts = dict(enumerate(slices))
-        founds = self._stage(
-            "find",
-            {part: (part, *piece) for part, piece in parts.items()},
-            lambda part: found_done(self._work / "found", part),
-            lambda part: self._slice_label(*parts[part]),
-            documents=documents,
-            is_progress=self._learned_from_death,
-        )
+        slices = [(number, piece) for number, manifest in enumerate(reads) for piece in range(len(manifest["slices"]))]
+        from_reads = fingerprint_of(self._job_fingerprint, reads)
+        replaced = replaced_done(self._work, from_reads) or find_replaced(self._work, slices, from_reads)
+        founds = self._find(reads, slices, fingerprint_of(from_reads, [replaced]))
         buckets = plan_buckets(self._work, sum(manifest["counts"]["texts"] for manifest in founds))
+        from_founds = fingerprint_of(self._job_fingerprint, founds, buckets)
         links = self._stage(
             "link",
-            {bucket: (bucket, buckets, len(parts)) for bucket in range(buckets)},
-            lambda bucket: linked_done(self._work, bucket),
+            {bucket: (bucket, buckets, len(slices), from_founds) for bucket in range(buckets)},
+            lambda bucket: linked_done(self._work, bucket, from_founds),
             lambda bucket: f"bucket {bucket} of the texts",
         )
+        skipped = [manifest["counts"]["abbreviations_skipped"] for manifest in founds]
         joined = self._stage(
             "join",
-            {part: (part, *piece, buckets) for part, piece in parts.items()},
-            lambda part: read_unit_manifest(self._job.out / f"{part_name(part)}.json"),
-            lambda part: self._slice_label(*parts[part]),
+            {part: (part, piece, buckets, from_founds, skipped[part]) for part, piece in enumerate(slices)},
+            lambda part: read_unit_manifest(self._job.out / f"{part_name(part)}.json", self._job_fingerprint),
+            lambda part: self._slice_label(*slices[part]),
             documents=sum(manifest["counts"]["documents_in"] for manifest in reads),
         )
         return joined, sum(manifest["counts"]["texts"] for manifest in links)
+
+    def _find(self, reads: Sequence[Manifest], slices: Sequence[tuple[int, int]], made_from: str) -> list[Manifest]:
+        folder = self._work / "found"
+        # Whoever ended an earlier run ended its workers too: that is no document's fault.
+        for journal in folder.glob("*.journal"):
+            forgive_last_attempt(journal)
+        return self._stage(
+            "find",
+            {part: (part, *piece, made_from) for part, piece in enumerate(slices)},
+            lambda part: found_done(folder, part, made_from),
+            lambda part: self._slice_label(*slices[part]),
+            documents=sum(manifest["counts"]["documents"] for manifest in reads),
+            is_progress=self._learned_from_death,
+            forget=lambda part: journal_path(folder, part).unlink(missing_ok=True),
+        )
 
     def _stage(
         self,
@@ -138,6 +146,7 @@ class Stages:
         *,
         documents: int | None = None,
         is_progress: Callable[[int], bool] = lambda unit: False,
+        forget: Callable[[int], None] = lambda unit: None,
     ) -> list[Manifest]:
         """Do the missing units of one stage.
 
@@ -148,6 +157,7 @@ class Stages:
             label: how a person calls a unit.
             documents: how many documents the units have together, where they have some.
             is_progress: see `WorkerPool.run`.
+            forget: removes what is known of a unit that failed: its cause may be mended before the next run.
 
         Returns:
             The manifests of all units, in order.
@@ -162,13 +172,14 @@ class Stages:
             before.update(manifest["counts"])
         self._screen.begin(name, len(units), len(manifests), documents, before["documents_in"], before)
         failed: dict[Any, str] = {}
-        for unit, counts in self._pool.run(
+        for unit, manifest in self._pool.run(
             name, missing, failed=failed, is_progress=lambda unit: is_progress(unit) and self._note_death(label(unit))
         ):
-            self._screen.done(counts)
-            manifests[unit] = done(unit)
+            self._screen.done(manifest["counts"])
+            manifests[unit] = manifest
         for unit, reason in sorted(failed.items()):
-            self._screen.note(f"failed {POOL_ATTEMPTS} times: {label(unit)}: {reason}")
+            forget(unit)
+            self._screen.note(f"failed: {label(unit)}: {reason}")
         if failed:
             raise UserError(
                 f"annotation, stage {name}",
@@ -191,13 +202,16 @@ class Stages:
         return True
 
 
-def _finished(job: AnnotationJob) -> Manifest | None:
-    """The manifest of a job that was finished before, where every part is whole; otherwise it is taken up again."""
+def _finished(job: AnnotationJob, described: Manifest) -> Manifest | None:
+    """The manifest of a job that was finished before; where a part is not whole any more the job is taken up again."""
     if not has_format(job.out, FORMAT):
         return None
     manifest = read_manifest(job.out, FORMAT, VERSION, made_by="kebiolm annotate")
     parts = (job.out / f"{part_name(number)}.json" for number in range(manifest["counts"]["parts"]))
-    return manifest if all(read_unit_manifest(part) is not None for part in parts) else None
+    if all(read_unit_manifest(part, sha256_of_json(described)) is not None for part in parts):
+        return manifest
+    (job.out / "manifest.json").unlink()
+    return None
 
 
 def close_job(job: AnnotationJob, described: Manifest, parts: Sequence[Manifest], texts: int) -> Manifest:

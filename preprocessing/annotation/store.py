@@ -47,7 +47,7 @@ def part_name(number: int) -> str:
 
 
 def write_part(
-    folder: Path, number: int, documents: pa.Table, rejects: pa.Table, counts: Mapping[str, int]
+    folder: Path, number: int, documents: pa.Table, rejects: pa.Table, counts: Mapping[str, int], *, made_from: str = ""
 ) -> dict[str, Any]:
     """Write one part: its documents, its rejects, and last its manifest, each whole or not at all.
 
@@ -57,6 +57,7 @@ def write_part(
         documents: rows as in `DOCUMENT_SCHEMA`.
         rejects: rows as in `REJECT_SCHEMA`; every record of the input is a row of one of the two.
         counts: further counts for the manifest.
+        made_from: see `write_unit_manifest`.
 
     Returns:
         The part's manifest. Its counts satisfy documents_in = documents_out + rejects.
@@ -77,7 +78,11 @@ def write_part(
         "rejects": rejects.num_rows,
     }
     return write_unit_manifest(
-        folder / f"{stem}.json", {**own_counts, **counts}, files, rejects_by_reason=dict(sorted(reasons.items()))
+        folder / f"{stem}.json",
+        made_from,
+        {**own_counts, **counts},
+        files,
+        rejects_by_reason=dict(sorted(reasons.items())),
     )
 
 

@@ -56,12 +56,13 @@ def open_source(path: Path) -> Iterator[Document | Reject]:
     """Read a file of abstracts, plain or gzip: PubMed XML, PubMedDS or plain JSON lines, PubTator.
 
     Yields:
-        For each record of the file, in its order, one `Document` or one `Reject`; ids may repeat. A file that cannot
-        be read to its end (a gzip stream cut short, a bad disk) gives what stands before the damage and one reject
-        ("unreadable-rest"); one that holds nothing, "no-records".
+        For each record of the file, in its order, one `Document` or one `Reject`; ids may repeat. A file that is
+        damaged (a gzip stream cut short) gives what stands before the damage and one reject ("unreadable-rest"); one
+        that holds nothing, "no-records".
 
     Raises:
         UserError: the file is missing, may not be read, or is of no known format.
+        OSError: the disk or the network failed while the file was read; what is lost may come back.
     """
     reader = find_reader(path)
     records = 0
@@ -71,6 +72,8 @@ def open_source(path: Path) -> Iterator[Document | Reject]:
                 records += 1
                 yield record
     except _UNREADABLE as error:
+        if _is_of_the_system(error):
+            raise
         detail = f"{type(error).__name__}: {error}; the rest is lost after {records} records"
         yield make_reject(source=path.name, reason="unreadable-rest", detail=detail)
         return
@@ -89,8 +92,11 @@ def find_reader(path: Path) -> Reader:
     try:
         with open_bytes(path) as stream:
             start = stream.read(_PEEK_BYTES).removeprefix(UTF8_BOM).lstrip()
-    except _UNREADABLE:
-        pass  # the name decides; reading will meet the same damage and account for it
+    except _UNREADABLE as error:
+        if _is_of_the_system(error):
+            mend = "check the disk, and give the file again"
+            raise UserError(path, got=error, expected="a file that can be read", mend=mend) from None
+        # the name decides; reading will meet the same damage and account for it
     for pattern, got, mend in _REFUSED:
         if pattern.match(start):
             raise UserError(path, got=got, expected=_KNOWN, mend=mend)
@@ -102,6 +108,11 @@ def find_reader(path: Path) -> Reader:
         return _BY_SUFFIX[suffix]
     got = f"a file that begins with {start[:40]!r}" if start else "a file that holds nothing"
     raise UserError(path, got=got, expected=_KNOWN, mend="convert it, or rename it to end in .xml, .jsonl or .txt")
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Whether the disk or the network failed, not the file: gzip's errors about its content have no number."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _check_file(path: Path) -> None:

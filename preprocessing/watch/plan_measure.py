@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from kebiolm.data.knowledge_base import KnowledgeBase
 from kebiolm.data.tokenizer import load_tokenizer
 from kebiolm.errors import UserError
-from preprocessing.annotation.job import AnnotationJob
+from preprocessing.annotation.job import AnnotationJob, describe_job
 from preprocessing.annotation.run import Stages
 from preprocessing.annotation.store import ROWS_PER_GROUP, part_name
 from preprocessing.annotation.unit_files import WORK_FOLDER, map_arrow
@@ -211,7 +211,8 @@ def _measure_here(request: _Request) -> SampleCosts:
         documents = _first_documents(request.sample, request.most)
         source_s = time.process_time() - before
         job = _sample_job(request, documents, Path(folder))
-        worker = AnnotationWorker(*worker_arguments(job))
+        described = describe_job(job)
+        worker = AnnotationWorker(*worker_arguments(job, described))
         before = time.time()
         worker.load()
         # A process compiles its search when it is first used: that is part of its start.
@@ -220,7 +221,7 @@ def _measure_here(request: _Request) -> SampleCosts:
         pool = _TimedWorker(worker)
         before = time.process_time()
         with JobScreen(files=1) as screen:
-            parts, texts = Stages(job, pool, screen).run()
+            parts, texts = Stages(job, described, pool, screen).run()
         spent = {stage: sum(pool.seconds[stage]) for stage in (READ, FIND, LINK, JOIN)}
         driver_s = time.process_time() - before - sum(spent.values())
         keys, rows = _mention_keys(job, len(parts))

@@ -116,12 +116,12 @@ def run_ours(job: AnnotationJob) -> Timed:
     with (
         open_ledger(job.out, described, inputs=[*job.inputs, job.kb], overwrite=True),
         ray_session(None, PROCESSES),
-        WorkerPool(AnnotationWorker, worker_arguments(job), workers=PROCESSES) as pool,
+        WorkerPool(AnnotationWorker, worker_arguments(job, described), workers=PROCESSES) as pool,
     ):
         pool.start()
         started = time.perf_counter()
         with JobScreen(files=len(job.inputs)) as screen:
-            parts, texts = Stages(job, pool, screen).run()
+            parts, texts = Stages(job, described, pool, screen).run()
         close_job(job, described, parts, texts)
         ended = time.perf_counter()
         children = psutil.Process().children(recursive=True)
@@ -196,6 +196,8 @@ def _compare(mine: tuple[str, float] | None, theirs: tuple[str, float] | None) -
 
 
 def main() -> None:
+    # One thread in each process: Ray's actors have that, and the processes that are started here inherit it.
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("KEBIOLM_TEST_DATA", "../shared/data")))
     parser.add_argument("--peer-index", type=Path, required=True, help="scispaCy's index of the same knowledge base")

@@ -110,13 +110,13 @@ def run(job: AnnotationJob) -> Observed:
     with (
         open_ledger(job.out, described, inputs=[*job.inputs, job.kb], overwrite=False),
         ray_session(None, PROCESSES),
-        WorkerPool(AnnotationWorker, worker_arguments(job), workers=PROCESSES) as pool,
+        WorkerPool(AnnotationWorker, worker_arguments(job, described), workers=PROCESSES) as pool,
     ):
         pool.start()
         watcher.start()
         try:
             with NotingScreen(observed, files=len(job.inputs)) as screen:
-                parts, texts = Stages(job, pool, screen).run()
+                parts, texts = Stages(job, described, pool, screen).run()
         finally:
             stop.set()
             watcher.join()
@@ -175,9 +175,9 @@ def write_results(machine: dict[str, str], observed: Observed, documents: int, s
     for quarter, speed in enumerate(speeds):
         used = ", ".join(f"{worker[quarter]:.0f}" for worker in memory)
         lines.append(f"| {quarter + 1} | {speed:.1f} | {used} |")
-    growth = max(worker[3] / worker[1] for worker in memory)
+    growth = max(worker[3] / worker[0] for worker in memory)
     steady = speeds[3] / speeds[0]
-    lines += ["", f"Last quarter against first, speed: {steady:.3f}. Last against second, memory: {growth:.3f}.", ""]
+    lines += ["", f"Last quarter against first: speed {steady:.3f}, memory {growth:.3f}.", ""]
     lines += ["![memory and speed](annotate_soak.png)", ""]
     (RESULTS / "annotate_soak.md").write_text("\n".join(lines), encoding="utf-8")
     console.print("\n".join(lines), markup=False)

@@ -26,11 +26,14 @@ from pathlib import Path
 import psutil
 
 from kebiolm.console import console
+from preprocessing.annotation.duplicates import REPLACED
+from preprocessing.annotation.journal import KILLED, TIMED_OUT
 from preprocessing.annotation.store import AnnotatedCorpus
-from preprocessing.sample.build import build_sample
+from preprocessing.sample.build import SampleSettings, build_sample
 from preprocessing.umls.build_kb import build_kb
 from tests.chaos.run_once import POISON, TARPIT
 
+SET_ASIDE = {REPLACED: 1, "empty-abstract": 1, KILLED: 1, TIMED_OUT: 1}
 WORKER, DRIVER, GROUP = "worker", "driver", "group"
 RUN_TIMEOUT_S = 300.0
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,10 +50,11 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
 
-def make_inputs(folder: Path) -> None:
+def make_inputs(folder: Path) -> int:
     """The sample's abstracts, one that kills, one that hangs, a repeated id and a broken record; knowledge base and
-    tokenizer."""
-    build_sample(folder / "sample")
+    tokenizer. Returns the number of records."""
+    settings = SampleSettings()
+    build_sample(folder / "sample", settings)
     build_kb(folder / "sample" / "umls", folder / "kb")
     (folder / "sample" / "pubmed").rename(folder / "in")
     (folder / "sample" / "tokenizer").rename(folder / "tokenizer")
@@ -63,6 +67,7 @@ def make_inputs(folder: Path) -> None:
     ]
     lines = "".join(f"{json.dumps(record)}\n" for record in extra)
     (folder / "in" / "zz_extra.jsonl").write_text(lines, encoding="utf-8")
+    return settings.num_abstracts + len(extra)
 
 
 def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -132,6 +137,8 @@ def run_seed(seed: int, source: Path, folder: Path, seconds: float) -> Run:
                 break
             driver = start(folder, log)
             run.starts += 1
+    if deaths:
+        run.problems.append(f"the job ended before {deaths} could be killed")
     if driver.returncode != 0:
         run.problems.append(f"exit status {driver.returncode}: {log.read_text(errors='replace').splitlines()[-1:]}")
     run.seconds = time.monotonic() - began
@@ -145,8 +152,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(files) if file.is_file()}
 
 
-def check(run: Run, folder: Path, expected: dict[str, bytes]) -> tuple[int, int, int]:
-    """Compare a run with the undisturbed one: (documents in, out, set aside); what differs is added to its problems."""
+def check(run: Run, folder: Path, expected: dict[str, bytes], records: int) -> tuple[int, int, int]:
+    """Compare a run with the undisturbed one and with the number of records that were written.
+
+    Returns:
+        (documents in, out, set aside); what is wrong is added to the run's problems.
+    """
     if run.problems:
         return 0, 0, 0
     corpus = AnnotatedCorpus.load(folder / "annotated")
@@ -155,8 +166,10 @@ def check(run: Run, folder: Path, expected: dict[str, bytes]) -> tuple[int, int,
     counts = corpus.manifest["counts"]
     if len(ids) != len(set(ids)):
         run.problems.append("a document is there twice")
-    if counts["documents_in"] != len(ids) + len(aside):
-        run.problems.append(f"{counts['documents_in']} in, {len(ids)} out, {len(aside)} set aside")
+    if corpus.manifest["rejects_by_reason"] != SET_ASIDE:
+        run.problems.append(f"set aside: {corpus.manifest['rejects_by_reason']}, expected {SET_ASIDE}")
+    if not records == counts["documents_in"] == len(ids) + len(aside):
+        run.problems.append(f"{records} written, {counts['documents_in']} in, {len(ids)} out, {len(aside)} aside")
     found = contents(folder)
     different = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
     if different:
@@ -174,17 +187,16 @@ def main() -> int:
     work = arguments.work or Path(tempfile.mkdtemp(prefix="chaos-"))
     source = work / "undisturbed"
     source.mkdir(parents=True)
-    make_inputs(source)
+    records = make_inputs(source)
     began = time.monotonic()
     driver = start(source, source / "log.txt")
     driver.wait(timeout=RUN_TIMEOUT_S)
     seconds = time.monotonic() - began
     expected = contents(source)
-    totals = check(undisturbed := Run(seed=-1), source, expected)
+    totals = check(undisturbed := Run(seed=-1), source, expected, records)
     problems = [*undisturbed.problems, *([f"exit status {driver.returncode}"] if driver.returncode else [])]
-    reasons = AnnotatedCorpus.load(source / "annotated").manifest["rejects_by_reason"]
     console.print(
-        f"undisturbed: {totals[0]} documents in = {totals[1]} out + {totals[2]} set aside {reasons}, "
+        f"undisturbed: {totals[0]} documents in = {totals[1]} out + {totals[2]} set aside {SET_ASIDE}, "
         f"{len(expected)} files, {seconds:.0f} s"
     )
     kills: Counter[str] = Counter()
@@ -192,7 +204,7 @@ def main() -> int:
         folder = work / f"seed-{seed:02d}"
         folder.mkdir()
         run = run_seed(seed, source, folder, seconds)
-        found = check(run, folder, expected)
+        found = check(run, folder, expected, records)
         kills.update(run.kills)
         killed = ", ".join(f"{count} {target}" for target, count in sorted(run.kills.items())) or "nothing"
         verdict = "; ".join(run.problems) or "same bytes"

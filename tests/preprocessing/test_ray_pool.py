@@ -82,13 +82,19 @@ def test_deaths_that_found_something_out_do_not_count(tmp_path: Path, local_ray:
     assert calls(tmp_path, 1) == [6]
 
 
-def test_a_users_mistake_ends_the_run_at_once(tmp_path: Path, local_ray: None) -> None:
+def test_a_users_mistake_is_not_tried_again(tmp_path: Path, local_ray: None) -> None:
     class Mistaken(Adder):
         def add(self, unit: int, number: int) -> int:
-            raise UserError("file", got="nothing", expected="something", mend="give something")
+            result = super().add(unit, number)
+            if unit == 1:
+                raise UserError("file", got="nothing", expected="something", mend="give something")
+            return result
 
-    with WorkerPool(Mistaken, (tmp_path,), workers=1) as pool, pytest.raises(UserError, match="give something"):
-        dict(pool.run("add", {0: (0, 0)}, failed={}))
+    failed: dict[object, str] = {}
+    with WorkerPool(Mistaken, (tmp_path,), workers=1) as pool:
+        assert dict(pool.run("add", {unit: (unit, 0) for unit in range(3)}, failed=failed)) == {0: 0, 2: 2}
+    assert "give something" in failed[1]
+    assert calls(tmp_path, 3) == [1, 1, 1]
 
 
 def test_a_worker_that_cannot_load_ends_the_run(local_ray: None) -> None:

@@ -32,20 +32,24 @@ class PoolHere:
             yield unit, getattr(self.worker, method)(*arguments)
 
 
-def run_here(job: AnnotationJob, *, overwrite: bool = False) -> dict[str, Any]:
-    """Do a job; returns its manifest."""
-    return run_and_log(job, overwrite=overwrite)[0]
+def run_here(job: AnnotationJob, *, overwrite: bool = False, finder: Any = None) -> dict[str, Any]:
+    """Do a job, with another finder of mentions where one is given; returns its manifest."""
+    return run_and_log(job, overwrite=overwrite, finder=finder)[0]
 
 
-def run_and_log(job: AnnotationJob, *, overwrite: bool = False) -> tuple[dict[str, Any], list[tuple[str, Hashable]]]:
+def run_and_log(
+    job: AnnotationJob, *, overwrite: bool = False, finder: Any = None
+) -> tuple[dict[str, Any], list[tuple[str, Hashable]]]:
     """Do a job; returns its manifest and the calls that were made: (stage, unit)."""
-    worker = AnnotationWorker(job, umask=0o022)
-    worker.load()
-    pool = PoolHere(worker)
     described = describe_job(job)
+    worker = AnnotationWorker(job, described, umask=0o022)
+    worker.load()
+    if finder is not None:
+        worker._finder = finder
+    pool = PoolHere(worker)
     with (
         open_ledger(job.out, described, inputs=[*job.inputs, job.kb], overwrite=overwrite),
         JobScreen(files=len(job.inputs)) as screen,
     ):
-        parts, texts = Stages(job, pool, screen).run()
+        parts, texts = Stages(job, described, pool, screen).run()
         return close_job(job, described, parts, texts), pool.calls

@@ -16,7 +16,9 @@ from kebiolm.errors import UserError
 from preprocessing.annotation.duplicates import DELETED, REPLACED
 from preprocessing.annotation.evaluation import evaluate, read_codes
 from preprocessing.annotation.job import AnnotationJob, describe_job, list_inputs
+from preprocessing.annotation.ner import FoundMention, FoundMentions
 from preprocessing.annotation.store import AnnotatedCorpus, part_name
+from preprocessing.annotation.worker import AnnotationWorker
 from preprocessing.document import Document, Mention
 from preprocessing.ledger import LOCK_FILE, open_ledger
 from preprocessing.linker import LinkIndex
@@ -48,13 +50,20 @@ def test_mentions_are_linked_where_they_stand(small_kb: Path, tmp_path: Path) ->
 
 
 def test_the_threshold_is_strict(small_kb: Path, tmp_path: Path) -> None:
-    (candidate,) = LinkIndex.load(small_kb / "linker").link(["dermatitis"])[0]
-    assert candidate.score == 1.0
-    for threshold, expected in ((0.99, 1), (0.5, 1)):
-        folder = tmp_path / str(threshold)
-        folder.mkdir()
-        (document,) = annotate(small_kb, folder, "Dermatitis", threshold=threshold)
-        assert len(document.mentions) == expected
+    """A mention whose score is exactly the threshold is left out."""
+    inputs = write_inputs(tmp_path / "in", [["Dermatitiss"]])
+    job = AnnotationJob(inputs=inputs, kb=small_kb, model="dictionary", out=tmp_path / "out")
+    (candidate,) = LinkIndex.load(small_kb / "linker").link(["dermatitiss"])[0]
+    assert 0.5 < candidate.score < 1
+
+    class Finder:
+        def find(self, texts: list[str], *, before_batch: Any) -> list[FoundMentions]:
+            mention = FoundMention(start=0, end=11, link_text="Dermatitiss")
+            return [FoundMentions(mentions=(mention,)) for _ in texts]
+
+    for threshold, linked in ((candidate.score, 0), (candidate.score - 1e-6, 1)):
+        manifest = run_here(replace(job, threshold=threshold, out=tmp_path / str(threshold)), finder=Finder())
+        assert manifest["counts"]["mentions_linked"] == linked
 
 
 def test_documents_and_rejects_of_all_files_are_there_once(job: AnnotationJob) -> None:
@@ -110,7 +119,7 @@ def test_a_rerun_makes_only_what_is_missing(job: AnnotationJob) -> None:
     shutil.rmtree(job.out / "work")
     finished = hashes(job.out)
     again = replace(job, out=job.out.with_name("again"))
-    _, calls = run_and_log(again)
+    run_and_log(again)
     work = again.out / "work"
     assert work.is_dir()
     (again.out / "manifest.json").unlink()
@@ -121,8 +130,58 @@ def test_a_rerun_makes_only_what_is_missing(job: AnnotationJob) -> None:
     (again.out / f".{part_name(8)}.parquet.1.tmp").write_bytes(b"left over by a killed process")
     _, calls = run_and_log(again)
     assert calls == [("find", 3), ("link", 5), ("join", 7)]
+    (work / "read" / "file-00002.json").unlink()
+    (work / "ids.parquet").unlink()
+    _, calls = run_and_log(again)
+    assert calls == [("read", 2)], "what was made from the same bytes is kept"
     shutil.rmtree(work)
     assert hashes(again.out) == finished
+
+
+def test_work_of_another_job_is_never_taken_for_this_ones(job: AnnotationJob) -> None:
+    """A worker that outlives its driver may write into the folder of the next job."""
+    run_here(job)
+    work, kept = job.out / "work", job.out.with_name("kept")
+    shutil.copytree(work, kept)
+    other = replace(job, threshold=0.9)
+    with open_job(other, overwrite=True):
+        shutil.copytree(kept, work)
+    _, calls = run_and_log(other)
+    assert [stage for stage, _ in calls].count("link") == 16
+    assert len(calls) == 4 + 12 + 16 + 12
+
+
+def test_texts_found_later_are_linked_too(job: AnnotationJob) -> None:
+    """Where a slice is searched again and gives other texts, the links of before do not stand for them."""
+    run_here(job)
+    work = job.out / "work"
+    (job.out / "part-00000.json").unlink()
+    (work / "found" / "part-00000.json").unlink()
+
+    class Finder:
+        def find(self, texts: list[str], *, before_batch: Any) -> list[FoundMentions]:
+            mention = FoundMention(start=0, end=7, link_text="heart attack")
+            return [FoundMentions(mentions=(mention,)) for _ in texts]
+
+    run_here(job, finder=Finder())
+    (document,) = AnnotatedCorpus.load(job.out).iter_part(0)
+    assert document.mentions[0].cui == "C0027051"
+
+
+def test_an_input_that_changes_while_the_job_runs_is_noticed(job: AnnotationJob) -> None:
+    described = describe_job(job)
+    with open(job.inputs[1], "a", encoding="utf-8") as file:
+        file.write('{"id": "new", "text": "Aspirin."}\n')
+    worker = AnnotationWorker(job, described, umask=0o022)
+    worker.read(0)
+    with pytest.raises(UserError, match=r"1.jsonl: got \d+ bytes"):
+        worker.read(1)
+
+
+def test_a_folder_whose_first_write_was_killed_is_taken_up(job: AnnotationJob) -> None:
+    job.out.mkdir()
+    (job.out / ".job.json.1-abcd.tmp").write_text("{")
+    assert run_here(job)["counts"]["documents_in"] == 12
 
 
 def test_a_changed_job_is_refused_and_says_what_changed(job: AnnotationJob) -> None:

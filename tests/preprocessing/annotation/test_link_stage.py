@@ -61,12 +61,14 @@ def test_each_text_is_linked_once_and_found_again(tmp_path: Path) -> None:
     linker, buckets = LengthLinker(), plan_buckets(tmp_path, 300)
     assert buckets == LEAST_BUCKETS
     manifests = [
-        link_texts(tmp_path, bucket, buckets, range(PARTS), linker, threshold=0.5) for bucket in range(buckets)
+        link_texts(tmp_path, bucket, buckets, range(PARTS), linker, threshold=0.5, made_from="")
+        for bucket in range(buckets)
     ]
     assert linker.asked == Counter(texts)
     assert sum(manifest["counts"]["texts"] for manifest in manifests) == 199
     assert sum(manifest["counts"]["texts_linked"] for manifest in manifests) == 100
-    assert linked_done(tmp_path, 3) == manifests[3]
+    assert linked_done(tmp_path, 3, "") == manifests[3]
+    assert linked_done(tmp_path, 3, "of other texts") is None
     table = LinkTable(tmp_path, buckets)
     by_digest = sorted(texts, key=text_digest)
     expected = [len(text) if len(text) % 2 else -1 for text in by_digest]
@@ -77,7 +79,7 @@ def test_each_text_is_linked_once_and_found_again(tmp_path: Path) -> None:
 def test_texts_whose_digests_share_their_first_half_are_told_apart(tmp_path: Path) -> None:
     digests = {"a": (7, 1), "bbb": (7, 2), "ccccc": (7, 2**64 - 1), "ddddddd": (8, 0)}
     write_texts(tmp_path, 0, digests)
-    link_texts(tmp_path, 0, 1, [0], LengthLinker(), threshold=0.5)
+    link_texts(tmp_path, 0, 1, [0], LengthLinker(), threshold=0.5, made_from="")
     assert look_up(LinkTable(tmp_path, 1), list(digests.values())) == [1, 3, 5, 7]
     assert look_up(LinkTable(tmp_path, 1), [(7, 2)]) == [3]
 
@@ -89,5 +91,5 @@ def test_buckets_stay_small(tmp_path: Path, texts: int, buckets: int) -> None:
 
 def test_a_job_without_a_mention_is_no_mistake(tmp_path: Path) -> None:
     write_texts(tmp_path, 0, {})
-    manifest = link_texts(tmp_path, 2, 16, [0], LengthLinker(), threshold=0.5)
+    manifest = link_texts(tmp_path, 2, 16, [0], LengthLinker(), threshold=0.5, made_from="")
     assert manifest["counts"] == {"texts": 0, "texts_linked": 0}
