@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install bench quickstart test chaos-preprocess check style
+.PHONY: install bench quickstart test chaos-preprocess test-docker check style
 
 # torch first and by exact version: an open range would bring several GB of CUDA packages on a machine without a GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -20,6 +20,11 @@ bench: install  ## the benchmarks, with the peers that they run beside this code
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.bench_transe
 	$(BIN)/python -m tests.benchmarks.bench_knn_entity_attention
+	$(BIN)/python -m tests.benchmarks.bench_kb_build
+	$(BIN)/python -m tests.benchmarks.bench_linker --peer-index build/scispacy-hnsw
+	$(BIN)/python -m tests.benchmarks.bench_annotate --peer-index build/scispacy-hnsw
+	$(BIN)/python -m tests.benchmarks.bench_annotate_soak
+	$(BIN)/python -m tests.benchmarks.bench_pack
 
 quickstart: install  ## the whole way once on the built-in sample, at most 10 minutes on 2 CPU cores
 	PATH="$(abspath $(BIN)):$$PATH" launch/quickstart.sh quickstart
@@ -29,6 +34,9 @@ test: install  ## the whole test suite, at most 15 minutes on 2 CPU cores
 
 chaos-preprocess: install  ## kills annotation and packing at random, 20 times, and compares every byte; at most 20 minutes
 	$(BIN)/python -m tests.chaos.chaos_preprocess
+
+test-docker: install  ## the compose file on a real Docker engine, which must be running
+	$(BIN)/python -m pytest -m docker tests/integration
 
 check: install  ## lint and formatting, without edits
 	$(BIN)/ruff check .

@@ -57,7 +57,7 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
     try:
         ray.init(address=address or "local", **quiet, **({} if address else local))
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray
-        mend = "start Ray there, or leave --ray-address out"
+        mend = "start Ray there, check its token (RAY_AUTH_TOKEN_PATH) and version, or leave --ray-address out"
         got = str(error).strip().splitlines()[0]
         raise UserError(f"--ray-address {address}", got=got, expected="a running Ray cluster", mend=mend) from None
     finally:

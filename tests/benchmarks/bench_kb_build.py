@@ -45,23 +45,23 @@ TABLES, WHOLE = "kb build, tables", "kb build, with link index"
 LINE_BY_LINE = (PLAIN, LOADER)
 
 PREDICTED = (
-    "Before the first run, after trials of Arrow's CSV reader alone (220 ns of CPU time per row): 230 ns per row to "
+    "Estimated from trials of Arrow's CSV reader alone (220 ns of CPU time per row): 230 ns per row to "
     "split rows and columns, 90 to read and hash, 60 to filter, 100 to sort names, 30 to sort triples, 115 to write "
     "Parquet; 0.6 microseconds in all, so 3.2 million rows/s on two cores if nothing waits, 4 to 5 times the "
     "bare loop (0.8 million rows/s at 1/64 of the full size). Memory: 0.3 to 0.5 GB at any size."
 )
 HAPPENED = (
-    "What happened, at 1/16: 0.56 microseconds per row in one thread, as predicted, but 0.65 to 0.75 with all threads, "
-    "which share caches; so about 3 times the bare loop, not 4 to 5. Half of it is splitting rows (160 to 190 ns) and "
-    "hashing (65). Memory is as predicted but for the row groups that wait to be written: 0.6 GB at 1/4."
+    "In development runs at 1/16: 0.56 microseconds per row in one thread, as predicted, but 0.65 to 0.75 with all "
+    "threads, which share caches. Half of it is splitting rows (160 to 190 ns) and hashing (65). The ratios below fall "
+    "short of what was predicted. Memory is as predicted but for the row groups that wait to be written."
 )
 BEFORE = (
     "The version before kept all names and triples in memory: 0.31, 0.56 and 1.21 GB at 1/64, 1/16 and 1/4 of the full "
     "size. The tables are the same byte for byte."
 )
 FULL_GROUPS = (
-    "The straight line says too much for the memory of the tables: up to 1/4 it grows with the row groups of the "
-    "Parquet files, which are full then (1,048,576 rows); beyond, by some 20 bytes for each concept."
+    "The straight line may say too much for the memory of the tables: the row groups of the Parquet files, which it "
+    "grows with, are full at 1/4 (1,048,576 rows). Sizes above 1/4 were not measured."
 )
 COMPARED = (
     "`bare loop` is the least that Python can do line by line: a loop of `line.strip().split('|')` over the same four "
