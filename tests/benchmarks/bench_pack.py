@@ -50,11 +50,11 @@ WORKERS = (1, 2)
 DOCUMENTS_PER_SHARD = 4096
 
 PREDICTED = (
-    "Written down before the first run of this benchmark, after trials of the tokenizer alone (2,050 documents/s with "
-    "one thread): what is beside the tokenizer costs 0.1 ms a document, so one worker reaches 1,650 documents/s and two "
-    "reach 1.9 times that, without the start of Ray (6 s). `datasets.map` with two processes only tokenizes and writes "
-    "and reaches about the same. Next fit fills 75%, one document a sequence 50%; peak memory is the same for a corpus "
-    "three times as long."
+    "Written down before the first run of this benchmark, after trials of the tokenizer alone (2,050 documents/s "
+    "with one thread): what is beside the tokenizer costs 0.1 ms a document, so one worker reaches 1,650 "
+    "documents/s and two reach 1.9 times that, without the start of Ray (6 s). `datasets.map` with two processes "
+    "only tokenizes and writes and reaches about the same. Next fit fills 75%, one document a sequence 50%; peak "
+    "memory is the same for a corpus three times as long."
 )
 SAME = (
     "All read the same texts with the same tokenizer. The ways to pack get the same segments: a document, or the parts "
