@@ -123,15 +123,18 @@ def run_seed(seed: int, source: Path, folder: Path, seconds: float) -> Run:
     driver, log = start(folder, folder / "log.txt"), folder / "log.txt"
     run.starts += 1
     while True:
-        moment = time.monotonic() + (rng.uniform(0.02, 0.5) * seconds if deaths else RUN_TIMEOUT_S)
+        moment = time.monotonic() + (rng.uniform(0.02, 0.3) * seconds if deaths else RUN_TIMEOUT_S)
         while driver.poll() is None and time.monotonic() < moment:
             time.sleep(0.02)
-        if driver.poll() is None and not deaths:
+        if not deaths and driver.poll() is None:
             run.problems.append(f"no end after {RUN_TIMEOUT_S:.0f} s")
             driver.kill()
             break
-        if driver.poll() is None and kill_something(deaths[0], driver, rng):
-            run.kills[deaths.pop(0)] += 1
+        while driver.poll() is None:
+            if kill_something(deaths[0], driver, rng):
+                run.kills[deaths.pop(0)] += 1
+                break
+            time.sleep(0.1)  # there is no worker yet
         if driver.poll() is not None:
             if driver.returncode != -signal.SIGKILL:
                 break

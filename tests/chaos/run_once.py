@@ -25,11 +25,11 @@ from preprocessing.packing.settings import PackSettings
 
 POISON, TARPIT = "KILLS-ITS-PROCESS", "NEVER-ENDS"
 SLICE_DOCUMENTS = 25
-DOCUMENT_SECONDS = 3.0
+DOCUMENT_SECONDS = 2.0
 WORKERS = 2
 
 # The dictionary takes no time; this is what a document costs a small spaCy model.
-SECONDS_PER_DOCUMENT = 0.03
+SECONDS_PER_DOCUMENT = 0.02
 
 
 class SlowFinder:

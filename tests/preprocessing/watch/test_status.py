@@ -30,7 +30,7 @@ def write_job(folder: Path, files: int = 2) -> Path:
 
 def write_unit(path: Path, counts: dict[str, int], *, at: float = NOW, **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_unit_manifest(path, counts, {}, **more)
+    write_unit_manifest(path, "", counts, {}, **more)
     os.utime(path, (at, at))
 
 
