@@ -62,7 +62,9 @@ app.add_typer(track_app, name="track")
 
 @kb_app.command("build")
 def kb_build(
-    umls: Annotated[Path, typer.Option(help="META folder with MRCONSO, MRREL, MRSTY and MRDEF; plain or .gz.")],
+    umls: Annotated[
+        Path, typer.Option(help="META folder: MRCONSO, MRREL, MRSTY, MRDEF; plain, .gz or in parts.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write the knowledge base to.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
@@ -232,6 +234,7 @@ def annotation_report(
     from preprocessing.watch.report import write_report
 
     write_report(annotated, kb, out, shards=shards)
+    console.print(f"report: {out}", markup=False)
 
 
 @app.command("plan-annotation")

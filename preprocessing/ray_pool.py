@@ -42,13 +42,16 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
     """Connect to a cluster or start Ray on this machine; a session that is open already is used and left open.
 
     Raises:
-        UserError: there is no cluster at `address`, or it has fewer CPUs than workers.
+        UserError: there is no cluster at `address`, or it has fewer CPUs than workers; or this machine has.
     """
     if ray.is_initialized():
         yield
         return
     if address:
         _check_address(address)
+    elif workers > max(2, cores := len(os.sched_getaffinity(0))):
+        mend = "ask for fewer, or give --ray-address"
+        raise UserError("--workers", got=workers, expected=f"at most {cores}, one for each core", mend=mend)
     # Every actor holds one CPU and nothing else of the job needs one, so a local pool can never wait for itself.
     local = {"num_cpus": workers, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}

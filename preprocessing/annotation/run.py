@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
+
 from kebiolm.console import console, stop_politely
 from kebiolm.errors import UserError
 from kebiolm.files import has_format, read_manifest, sha256_of_json, write_json
@@ -21,7 +23,7 @@ from preprocessing.annotation.job import AnnotationJob, describe_job
 from preprocessing.annotation.journal import MAX_ATTEMPTS, forgive_last_attempt, read_journal
 from preprocessing.annotation.link_stage import linked_done, plan_buckets
 from preprocessing.annotation.read_stage import read_done
-from preprocessing.annotation.store import FORMAT, REPORT_FILE, VERSION, part_name, total_counts
+from preprocessing.annotation.store import FORMAT, REPORT_FILE, VERSION, AnnotatedCorpus, part_name, total_counts
 from preprocessing.annotation.summary import summary_table
 from preprocessing.annotation.unit_files import WORK_FOLDER, fingerprint_of, read_unit_manifest
 from preprocessing.annotation.worker import AnnotationWorker, worker_arguments
@@ -73,7 +75,10 @@ def run_job(job: AnnotationJob, *, workers: int, ray_address: str | None = None,
             write_report(job.out, job.kb, job.out / REPORT_FILE)
         shutil.rmtree(job.out / WORK_FOLDER, ignore_errors=True)
     console.print(summary_table(manifest))
-    console.print(f"report: {job.out / REPORT_FILE}")
+    if not manifest["counts"]["documents_out"]:
+        first = next(AnnotatedCorpus.load(job.out, check_hash=False).iter_rejects())
+        console.print(f"[yellow]no document is left:[/] {escape(f'{first.source}: {first.reason}: {first.detail}')}")
+    console.print(f"report: {job.out / REPORT_FILE}", markup=False)
     return manifest
 
 

@@ -38,7 +38,7 @@ DOCUMENT_SCHEMA = pa.schema(
 REJECT_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in Reject.__slots__])
 
 ROWS_PER_GROUP = 1000
-_MEND = "run `kebiolm annotate` again; it makes only what is missing"
+_MEND = "run `kebiolm annotate` again"
 
 
 def part_name(number: int) -> str:

@@ -24,7 +24,7 @@ from kebiolm.files import describe_file, sha256_of_json, verify_file, write_json
 UNIT_FORMAT, UNIT_VERSION = "kebiolm-unit", 1
 WORK_FOLDER = "work"
 
-_MEND = "run the command again; it makes only what is missing"
+_MEND = "run the command again"
 
 
 def write_unit_manifest(

@@ -25,10 +25,14 @@ def write_report(corpus_folder: Path, kb_folder: Path, out_file: Path, *, shards
         shards: folder made from these documents by `kebiolm pack`, for the figures of its training positions.
 
     Raises:
-        UserError: a folder is unfinished or damaged, or the shards were packed from other documents.
+        UserError: a folder is unfinished or damaged, the knowledge base is another one, or the shards were packed from
+            other documents.
     """
     corpus = AnnotatedCorpus.load(corpus_folder, check_hash=False)
     base = KnowledgeBase.load(kb_folder, check_hash=False)
+    if base.fingerprint != corpus.manifest["settings"]["knowledge_base"]:
+        mend = "give the folder that was given to `kebiolm annotate`"
+        raise UserError(kb_folder, got="another knowledge base", expected="the one of the job", mend=mend)
     packed = None
     if shards is not None:
         packed = read_manifest(shards, shard_format.FORMAT, shard_format.VERSION, made_by=shard_format.MADE_BY)
