@@ -62,9 +62,7 @@ app.add_typer(track_app, name="track")
 
 @kb_app.command("build")
 def kb_build(
-    umls: Annotated[
-        Path, typer.Option(help="META folder: MRCONSO, MRREL, MRSTY, MRDEF; plain, .gz or in parts.")
-    ],
+    umls: Annotated[Path, typer.Option(help="META folder: MRCONSO, MRREL, MRSTY, MRDEF; plain, .gz or in parts.")],
     out: Annotated[Path, typer.Option(help="Folder to write the knowledge base to.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
