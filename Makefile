@@ -32,7 +32,7 @@ quickstart: install  ## the whole way once on the built-in sample, at most 10 mi
 test: install  ## the whole test suite, at most 15 minutes on 2 CPU cores
 	$(BIN)/python -m pytest
 
-chaos-preprocess: install  ## kills annotation and packing at random, 20 times, and compares every byte; at most 20 minutes
+chaos-preprocess: install  ## kills annotation and packing at random, 20 times, and compares every byte; 20 minutes or more
 	$(BIN)/python -m tests.chaos.chaos_preprocess
 
 test-docker: install  ## the compose file on a real Docker engine, which must be running
