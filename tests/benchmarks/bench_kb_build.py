@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shlex
 import shutil
@@ -23,8 +22,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
@@ -33,6 +30,7 @@ import pyarrow.parquet as pq
 
 from kebiolm.data.knowledge_base import NAMES_FILE, TRIPLES_FILE
 from preprocessing.umls.build_kb import build_kb
+from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.synthetic_umls import generate_umls
 
 RESULTS = Path(__file__).parent / "results"
@@ -301,21 +299,6 @@ def plot(scales: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def describe_machine(command: str) -> dict[str, object]:
-    """What the figures depend on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        fields = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
-        cpu = next((value.strip() for key, value in fields if key.strip() == "model name"), cpu)
-    return {
-        "date": date.today().isoformat(),
-        "command": f"`{command}`",
-        "CPU": f"{cpu}, {os.cpu_count()} cores",
-        "load average at the start": f"{os.getloadavg()[0]:.1f}",
-        "versions": f"Python {platform.python_version()}, pyarrow {version('pyarrow')}, NumPy {version('numpy')}",
-    }
-
-
 def main() -> None:
     """Measure all sizes and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -329,7 +312,7 @@ def main() -> None:
         child(arguments.child[0], *map(Path, arguments.child[1:]))
         return
     started = time.monotonic()
-    machine = describe_machine(shlex.join(["python", "-m", "tests.benchmarks.bench_kb_build", *sys.argv[1:]]))
+    machine = describe_machine(("pyarrow", "numpy"))
     scales = []
     for scale in sorted(arguments.scales):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
