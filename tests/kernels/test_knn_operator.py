@@ -12,6 +12,7 @@ import torch
 from kebiolm.kernels import knn_entity_attention
 from kebiolm.kernels.knn_entity_attention import backends, cpu
 from kebiolm.kernels.knn_entity_attention.build_cpu import BuildError
+from kebiolm.kernels.knn_entity_attention.contract import Options
 from kebiolm.kernels.knn_entity_attention.operator import knn_op
 from tests.kernels.test_knn_backends import assert_near, make_inputs
 
@@ -30,7 +31,8 @@ def test_gradcheck_of_the_tiled_backend():
 @pytest.mark.parametrize("with_gold", [True, False])
 def test_opcheck(backend, with_gold):
     h, table, gold = make_inputs(5, 40, 3, first_row=3)
-    arguments = (h.requires_grad_(), table.requires_grad_(), gold if with_gold else None, 50, -100, 3, backend)
+    options = Options(k=37, first_row=3, block=32, filter_eps=0.0, deterministic=True, want_mean=with_gold)
+    arguments = (h.requires_grad_(), table.requires_grad_(), gold if with_gold else None, -100, backend, *options)
     torch.library.opcheck(knn_op, arguments)
 
 
@@ -54,7 +56,8 @@ def test_compiles_into_one_graph(backend, dynamic, monkeypatch):
 
 
 def chosen(requested="auto", *, device="cpu", fp32=True):
-    return backends.choose_backend(requested, device, fp32)
+    dtype = "float32" if fp32 else "bfloat16"
+    return backends._choose(requested, device, (dtype, dtype), True)
 
 
 def test_choice_of_the_backend(monkeypatch):

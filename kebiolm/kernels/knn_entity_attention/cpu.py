@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from kebiolm.kernels.knn_entity_attention.build_cpu import BuildError, build
-from kebiolm.kernels.knn_entity_attention.tiled import Gradients, Saved, tiled_backward, tiled_forward
-
-MAX_ENTITIES = 2**31 - 1
-"""The kernel keeps rows of candidates in 32 bits."""
+from kebiolm.kernels.knn_entity_attention.contract import Found, Gradients, Options, Saved
+from kebiolm.kernels.knn_entity_attention.tiled import tiled_backward, tiled_forward
 
 
 @functools.cache
@@ -30,14 +28,12 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def cpu_forward(
-    h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def cpu_forward(h: Tensor, table: Tensor, gold: Tensor | None, options: Options) -> Found:
     """The same arguments and results as `tiled.tiled_forward`; h and table are fp32 in the memory of the CPU."""
     h, table = h.contiguous(), _with_dense_rows(table)
     gold = None if gold is None else gold.contiguous()
     mentions = h.shape[0]
-    k = min(k, table.shape[0] - first_row)
+    k, first_row = options.k, options.first_row
     att, lse, gold_logit = torch.empty_like(h), h.new_empty(mentions), h.new_empty(mentions)
     topk_val = h.new_empty(mentions, k)
     topk_idx = torch.empty(mentions, k, dtype=torch.int64)
@@ -48,10 +44,10 @@ def cpu_forward(
     # Infinite and NaN scores are rare, and their ranks follow torch's rules: left to torch.
     odd = ~lse.isfinite()
     if odd.any():
-        redone = tiled_forward(h[odd], table, None if gold is None else gold[odd], k, first_row)
-        for result, rows in zip((att, lse, gold_logit, topk_val, topk_idx), redone, strict=True):
+        redone = tiled_forward(h[odd], table, None if gold is None else gold[odd], options)
+        for result, rows in zip((att, lse, gold_logit, topk_val, topk_idx), redone[:5], strict=True):
             result[odd] = rows
-    return att, lse, gold_logit, topk_val, topk_idx
+    return Found(att, lse, gold_logit, topk_val, topk_idx, h.new_empty(0))
 
 
 def cpu_backward(saved: Saved, grads: Gradients, *, need_h: bool, need_table: bool) -> tuple[Tensor, Tensor]:
@@ -60,7 +56,7 @@ def cpu_backward(saved: Saved, grads: Gradients, *, need_h: bool, need_table: bo
         return tiled_backward(saved, grads, need_h=need_h, need_table=need_table)
     h, table = saved.h.contiguous(), _with_dense_rows(saved.table)
     gold = None if saved.gold is None else saved.gold.contiguous()
-    first_row = saved.first_row
+    first_row = saved.options.first_row
     grad_h = torch.empty_like(h) if need_h else h.new_empty(0)
     grad_table = h.new_empty(table.shape if need_table else 0)
     if need_table:

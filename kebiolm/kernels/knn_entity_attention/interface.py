@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from kebiolm.kernels.knn_entity_attention.backends import choose_backend
-from kebiolm.kernels.knn_entity_attention.cpu import MAX_ENTITIES
+from kebiolm.kernels.knn_entity_attention.contract import Options
 from kebiolm.kernels.knn_entity_attention.operator import check_gold_range, knn_op
 from kebiolm.kernels.knn_entity_attention.reference import reference_knn_entity_attention
 
 # Shape letters: M mentions, E rows of the table, d entity size, k neighbours.
+
+BLOCKS = (16, 32, 64)
 
 
 class KnnEntityAttentionOutput(NamedTuple):
@@ -40,8 +42,11 @@ def knn_entity_attention(
     k: int = 100,
     *,
     ignore_index: int = -100,
-    first_row: int = 0,
+    block: int = 32,
+    filter_eps: float = 0.0,
     backend: str = "auto",
+    deterministic: bool | None = None,
+    first_row: int = 0,
 ) -> KnnEntityAttentionOutput:
     """Attend from each mention to its k nearest entities by dot product (paper, Eq. 3 and the terms of Eq. 10).
 
@@ -55,25 +60,38 @@ def knn_entity_attention(
         gold: [M] int64 rows of the table, `ignore_index` where a mention has no gold entity; None: no mention has.
         k: number of neighbours, at least 1; with fewer entities all are neighbours.
         ignore_index: the value in `gold` that stands for "no gold entity".
+        block: entities (16, 32 or 64) whose largest score decides whether any of them is looked at again. Speed and
+            memory depend on it, results do not.
+        filter_eps: where all softmax probabilities of a tile of mentions x entities are below this, the tile adds
+            nothing to the gradient of the table. 0 leaves nothing out; more than 0.01 / E loses much of the gradient.
+        backend: a name from `backends.BACKENDS`, or "auto": what the environment variable KEBIOLM_KNN_BACKEND says,
+            else the fastest that can do it.
+        deterministic: False allows other sums of the same numbers in each run where that is faster; None means True.
         first_row: rows of the table before this one are no entities: not searched, gradient 0.
-        backend: "cpu" (compiled, fp32 on the CPU), "tiled" (PyTorch, any device), "reference" (needs memory for all
-            M x E scores) or "auto": what the environment variable KEBIOLM_KNN_BACKEND says, else the fastest of the
-            first two that can do it.
 
     Raises:
-        ValueError: shapes, dtypes, devices or numbers do not fit together; rows in `gold` are checked on the CPU only.
+        ValueError: shapes, dtypes, devices or numbers do not fit together. Rows in `gold` that are out of range raise
+            it on the CPU; on a GPU they fail as an assertion on the device.
     """
     _check(h, table, gold, k, first_row)
-    if table.shape[0] > MAX_ENTITIES:
-        backend = "tiled"
-    chosen = choose_backend(backend, h.device.type, h.dtype == table.dtype == torch.float32)
+    _check_options(block, filter_eps)
+    chosen = choose_backend(backend, h, table)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
             check_gold_range(gold, ignore_index, first_row, table.shape[0])
         return KnnEntityAttentionOutput(
             *reference_knn_entity_attention(h, table, gold, k, ignore_index=ignore_index, first_row=first_row)
         )
-    return KnnEntityAttentionOutput(*knn_op(h, table, gold, k, ignore_index, first_row, chosen))
+    options = Options(
+        k=min(k, table.shape[0] - first_row),
+        first_row=first_row,
+        block=block,
+        filter_eps=filter_eps,
+        deterministic=deterministic is not False,
+        # The gradient of lse by h. Without gold entities there is no linking loss, and it would be made for nothing.
+        want_mean=gold is not None and h.requires_grad and torch.is_grad_enabled(),
+    )
+    return KnnEntityAttentionOutput(*knn_op(h, table, gold, ignore_index, chosen, *options)[:5])
 
 
 def _check(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int) -> None:
@@ -100,3 +118,10 @@ def _check(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int
         raise ValueError(f"gold: got dtype {gold.dtype}; expected torch.int64")
     if gold.device != h.device:
         raise ValueError(f"gold: got device {gold.device}; expected {h.device}, the device of h")
+
+
+def _check_options(block: int, filter_eps: float) -> None:
+    if block not in BLOCKS:
+        raise ValueError(f"block: got {block}; expected one of {', '.join(map(str, BLOCKS))}")
+    if not 0 <= filter_eps < 1:
+        raise ValueError(f"filter_eps: got {filter_eps}; expected a probability in [0, 1)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kebiolm.kernels.knn_entity_attention.tiled import compute_dtype
+from kebiolm.kernels.knn_entity_attention.contract import compute_dtype
 
 
 def reference_knn_entity_attention(

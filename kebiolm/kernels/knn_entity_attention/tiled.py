@@ -7,10 +7,11 @@ larger than anything, as it does for torch.topk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from kebiolm.kernels.knn_entity_attention.contract import Found, Gradients, Options, Saved, compute_dtype
 
 # A tile of scores takes 16 MB in fp32: about what stays in a processor's cache, and enough work for one call.
 MENTIONS_AT_ONCE = 512
@@ -22,39 +23,10 @@ BLOCK = 32
 LOG_HALF = -0.6931472
 
 
-class Saved(NamedTuple):
-    """What the backward pass knows of the forward pass. `gold` are rows of the table, negative: none."""
-
-    h: Tensor
-    table: Tensor
-    gold: Tensor | None
-    first_row: int
-    att: Tensor
-    lse: Tensor
-    topk_val: Tensor
-    topk_idx: Tensor
-
-
-class Gradients(NamedTuple):
-    """Gradients of the results; None where none comes."""
-
-    att: Tensor | None
-    lse: Tensor | None
-    gold_logit: Tensor | None
-    topk_val: Tensor | None
-
-
-def compute_dtype(h: Tensor, table: Tensor) -> torch.dtype:
-    """fp32, or fp64 where an input has it."""
-    return torch.float64 if torch.float64 in (h.dtype, table.dtype) else torch.float32
-
-
-def tiled_forward(
-    h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Arguments and results of `interface.knn_entity_attention`, without its checks; negative gold: none."""
-    dtype = compute_dtype(h, table)
-    k = min(k, table.shape[0] - first_row)
+def tiled_forward(h: Tensor, table: Tensor, gold: Tensor | None, options: Options) -> Found:
+    """Search a table [E, d] for mentions [M, d]; gold [M] are rows of the table, negative: none."""
+    dtype, k, first_row = compute_dtype(h, table), options.k, options.first_row
+    no_mean = h.new_empty(0, dtype=dtype)
     # Autocast would round the scores to half precision, and with them the ranks and the loss.
     with torch.autocast(device_type=h.device.type, enabled=False):
         groups = [
@@ -62,11 +34,11 @@ def tiled_forward(
             for group in _groups(h.shape[0])
         ]
         if not groups:
-            none = h.new_empty(0, dtype=dtype)
             rows = torch.empty(0, k, dtype=torch.int64, device=h.device)
-            return h.new_empty(h.shape), none, none.clone(), none.new_empty(0, k), rows
+            none = no_mean.clone(), no_mean.clone(), no_mean.new_empty(0, k)
+            return Found(h.new_empty(h.shape), *none, rows, no_mean)
         att, *rest = (torch.cat(parts) for parts in zip(*groups, strict=True))
-    return att.to(h.dtype), *rest
+    return Found(att.to(h.dtype), *rest, no_mean)
 
 
 def _groups(mentions: int) -> Iterator[slice]:
@@ -168,7 +140,7 @@ def _add_dense(saved: Saved, grads: Gradients, grad_h: Tensor | None, grad_table
     """Add what comes through lse and gold_logit, over all entities."""
     grad_lse = torch.zeros_like(saved.lse) if grads.lse is None else grads.lse
     grad_gold = torch.zeros_like(saved.lse) if grads.gold_logit is None else grads.gold_logit
-    for start, entities in _chunks(saved.h, saved.table, saved.first_row):
+    for start, entities in _chunks(saved.h, saved.table, saved.options.first_row):
         # First the difference, then its exponential: the scores themselves may be large.
         log_p = (saved.h @ entities.T).sub_(saved.lse.unsqueeze(1))
         if saved.gold is None:
