@@ -23,8 +23,8 @@ NUM_SPECIAL_ROWS = len(SPECIAL_CUIS)
 class EntityVocab:
     """Maps CUIs to rows of the entity table and back.
 
-    Rows 0, 1 and 2 are [PAD_ENT], [UNK_ENT] and [NIL_ENT]; concepts follow, sorted by CUI, so that the same set of
-    concepts always gives the same rows.
+    Rows 0, 1 and 2 are [PAD_ENT], [UNK_ENT] and [NIL_ENT]; concepts follow in a random order that is fixed by their
+    CUIs, so that the same set of concepts always gives the same rows.
 
     Args:
         entries: (cui, name, count, semantic types joined by "|") of each row in order, the special rows first.
@@ -56,7 +56,9 @@ class EntityVocab:
             semantic_types: names of each CUI's semantic types; absent ones have none.
         """
         names, semantic_types = names or {}, semantic_types or {}
-        kept = sorted(cui for cui, count in counts.items() if count >= min_count)
+        # Random, because concepts with neighbouring CUIs are often alike: side by side, they would be near a mention
+        # together, and a search by blocks of rows would have few blocks to look at but much to look at in each.
+        kept = sorted((cui for cui, count in counts.items() if count >= min_count), key=_shuffled)
         nil_count = sum(counts.values()) - sum(counts[cui] for cui in kept)
         special = [(cui, "", nil_count if row == NIL_ROW else 0, "") for row, cui in enumerate(SPECIAL_CUIS)]
         concepts = [
@@ -131,6 +133,11 @@ class EntityVocab:
         lines = ["\t".join(HEADER)]
         lines += ["\t".join(map(str, (row, *entry))) for row, entry in enumerate(self._entries)]
         return "\n".join(lines) + "\n"
+
+
+def _shuffled(cui: str) -> tuple[bytes, str]:
+    """Sorts CUIs in an order that has nothing to do with them, and is the same everywhere."""
+    return hashlib.sha256(cui.encode("utf-8")).digest(), cui
 
 
 def _joined(types: Sequence[str]) -> str:

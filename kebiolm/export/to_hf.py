@@ -33,6 +33,7 @@ from kebiolm.training.tracking import log_artifact
 
 TRAINING_FILE = "training.json"
 WEIGHTS_FILE = "model.safetensors"
+ENTITY_TABLE = "bert.entity_linker.entity_embeddings.weight"
 _MEND = "use another checkpoint of the run"
 
 
@@ -54,7 +55,8 @@ def export_checkpoint(path: Path, out: Path, *, overwrite: bool = False) -> Path
     checkpoint = find_checkpoint(path)
     files, training = checkpoint / MODEL_FOLDER, _read_training(checkpoint)
     with atomic_folder(out, overwrite=overwrite, is_ours=_is_exported, inputs=[checkpoint]) as folder:
-        model = load_weights(KeBioLMConfig.from_pretrained(files), consolidate(checkpoint), where=checkpoint)
+        config, state = _without_padding(KeBioLMConfig.from_pretrained(files), consolidate(checkpoint))
+        model = load_weights(config, state, where=checkpoint)
         with quiet_transformers():
             model.save_pretrained(folder)
         # transformers writes it readable for its owner alone.
@@ -70,6 +72,14 @@ def export_checkpoint(path: Path, out: Path, *, overwrite: bool = False) -> Path
     console.print(f"model         {out} ({parameters:,} parameters, {len(vocabulary):,} rows in the entity table)")
     console.print(f'try it        kebiolm link {out} "your text"')
     return out
+
+
+def _without_padding(config: KeBioLMConfig, state: dict[str, Tensor]) -> tuple[KeBioLMConfig, dict[str, Tensor]]:
+    """Cut off the zeros behind the entity vectors, which only training wants."""
+    if ENTITY_TABLE in state and state[ENTITY_TABLE].shape[1] == config.entity_columns:
+        state = state | {ENTITY_TABLE: state[ENTITY_TABLE][:, : config.entity_size].contiguous()}
+    config.entity_row_size = None
+    return config, state
 
 
 def load_weights(config: KeBioLMConfig, state: dict[str, Tensor], *, where: object) -> KeBioLMForPreTraining:

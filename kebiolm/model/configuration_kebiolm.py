@@ -45,6 +45,7 @@ class KeBioLMConfig(PretrainedConfig):
         num_entities: int = 477_039,  # rows of the entity table, special rows included (477K CUIs, section 4.1)
         num_special_entities: int = 3,  # first rows: [PAD_ENT], [UNK_ENT], [NIL_ENT]; never linked in "paper"
         entity_size: int = 100,  # length of an entity embedding, as TransE's (section 4.1)
+        entity_row_size: int | None = None,  # columns of a stored row, those behind entity_size 0; None: no more
         max_mentions: int = 50,  # detected mentions kept for each row, the rest are cut (section 4.1)
         max_candidate_entities: int = 100,  # k of Eq. 3 (section 4.1)
         semantics: str = "paper",  # "paper" or "released"
@@ -68,6 +69,7 @@ class KeBioLMConfig(PretrainedConfig):
         self.num_entities = num_entities
         self.num_special_entities = num_special_entities
         self.entity_size = entity_size
+        self.entity_row_size = entity_row_size
         self.max_mentions = max_mentions
         self.max_candidate_entities = max_candidate_entities
         self.semantics = semantics
@@ -88,6 +90,11 @@ class KeBioLMConfig(PretrainedConfig):
         released code still adds entities and normalises there.
         """
         return self.num_context_layers < self.num_hidden_layers or self.semantics == "released"
+
+    @property
+    def entity_columns(self) -> int:
+        """Columns of the stored entity table."""
+        return self.entity_size if self.entity_row_size is None else self.entity_row_size
 
     @property
     def num_hidden_entity_rows(self) -> int:
@@ -122,6 +129,8 @@ class KeBioLMConfig(PretrainedConfig):
         require("hidden_size", self.hidden_size % heads == 0, f"a multiple of num_attention_heads = {heads}")
         require("num_special_entities", self.num_special_entities >= 0, "0 or more")
         require("num_entities", self.num_entities > self.num_special_entities, "more than num_special_entities")
+        width, size = self.entity_columns, self.entity_size
+        require("entity_row_size", width >= size, f"at least entity_size = {size}, or none")
         require("semantics", self.semantics in SEMANTICS, " or ".join(SEMANTICS))
 
 

@@ -5,10 +5,11 @@ Shape letters: N mentions, H hidden size, E rows of the table, d entity size, k 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding, pad
 
 from kebiolm.kernels import KnnEntityAttentionOutput, knn_entity_attention
 from kebiolm.model.configuration_kebiolm import KeBioLMConfig
@@ -37,25 +38,71 @@ class EntityLookup(NamedTuple):
     """[N] bool."""
 
 
+class SearchIndex(Protocol):
+    """Finds nearest entities in place of the exact search: for inference with very large tables."""
+
+    def search(self, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """[N, d] -> dot products [N, k], largest first, and rows of the table [N, k] int64, -1 after the last found."""
+
+
 class EntityTable(nn.Module):
     """The entity embeddings; searched in here, so that the module that owns the weight also uses it.
 
     ZeRO stage 3 gathers a sharded weight when its own module runs, not when another module reads it.
+
+    Rows may be stored wider than an entity (`KeBioLMConfig.entity_row_size`), so that each begins at a multiple of 16
+    bytes, which lets GPUs load it in one piece. What lies behind `entity_size` is 0 and stays so: mentions are 0 there
+    as well, hence the gradient too.
     """
 
     def __init__(self, config: KeBioLMConfig) -> None:
         super().__init__()
         self.num_hidden_rows = config.num_hidden_entity_rows
         self.num_neighbours = config.max_candidate_entities
-        self.weight = nn.Parameter(torch.empty(config.num_entities, config.entity_size))
+        self.entity_size = config.entity_size
+        self.weight = nn.Parameter(torch.empty(config.num_entities, config.entity_columns))
         self.weight.requires_grad_(not config.freeze_entity_embeddings)
+        self.index: SearchIndex | None = None
+        """Where to search instead of in the whole table; there is no log-sum-exp then (NaN), and no gold entity."""
+
+    @property
+    def vectors(self) -> Tensor:
+        """[E, d] the entities without what lies behind them, a view."""
+        return self.weight[:, : self.entity_size]
 
     def forward(self, mention_vectors: Tensor, gold_rows: Tensor | None) -> KnnEntityAttentionOutput:
         """Search the visible rows. mention_vectors [N, d]; gold_rows [N] or None; `topk_idx` are rows of the table."""
+        if self.index is not None:
+            return self._search_index(self.index, mention_vectors, gold_rows)
         hidden = self.num_hidden_rows
         gold = None if gold_rows is None else torch.where(gold_rows >= hidden, gold_rows, IGNORED_ENTITY)
-        return knn_entity_attention(
-            mention_vectors, self.weight, gold, self.num_neighbours, ignore_index=IGNORED_ENTITY, first_row=hidden
+        found = knn_entity_attention(
+            pad(mention_vectors, (0, self.weight.shape[1] - self.entity_size)),
+            self.weight,
+            gold,
+            self.num_neighbours,
+            ignore_index=IGNORED_ENTITY,
+            first_row=hidden,
+        )
+        return found._replace(att=found.att[:, : self.entity_size])
+
+    def _search_index(
+        self, index: SearchIndex, mention_vectors: Tensor, gold_rows: Tensor | None
+    ) -> KnnEntityAttentionOutput:
+        if gold_rows is not None:
+            raise ValueError("gold_rows: got rows beside an index; expected none, an index has no linking loss")
+        values, rows = index.search(mention_vectors.detach(), self.num_neighbours)
+        values = values.masked_fill(rows < 0, -torch.inf)
+        # A mention for which nothing was found gets no weights at all, and not NaN.
+        weights = values.softmax(dim=1).nan_to_num(nan=0.0).to(self.weight.dtype)
+        neighbours = embedding(rows.clamp(min=0), self.vectors)
+        unknown = torch.full_like(values[:, 0], torch.nan)
+        return KnnEntityAttentionOutput(
+            att=(weights.unsqueeze(1) @ neighbours).squeeze(1).to(mention_vectors.dtype),
+            lse=unknown,
+            gold_logit=torch.zeros_like(unknown),
+            topk_val=values,
+            topk_idx=rows,
         )
 
 

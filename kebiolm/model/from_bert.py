@@ -124,7 +124,7 @@ def load_entity_embeddings(model: KeBioLMForPreTraining, embeddings: Tensor, *, 
     Raises:
         UserError: another shape, or values that are not finite.
     """
-    table = model.bert.entity_linker.entity_embeddings.weight
+    table = model.bert.entity_linker.entity_embeddings.vectors
     if embeddings.shape != table.shape:
         raise UserError(
             where,

@@ -104,6 +104,7 @@ class KeBioLMPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, EntityTable):
             initialization.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            module.weight[:, module.entity_size :].zero_()
         elif isinstance(module, Embeddings):
             initialization.copy_(module.position_ids, torch.arange(self.config.max_position_embeddings).unsqueeze(0))
         elif isinstance(module, MaskedLanguageModellingHead):

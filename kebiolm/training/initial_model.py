@@ -15,6 +15,8 @@ from kebiolm.model.from_bert import config_from_bert, load_bert_weights, load_en
 from kebiolm.training.config import ModelSection, PretrainConfig
 from kebiolm.transe.start_vectors import load_transe
 
+# Rows of the entity table begin at multiples of 16 bytes in half precision.
+_ROW_MULTIPLE = 8
 # Settings that a BERT checkpoint decides where the run starts from one.
 _SIZES_OF_A_CHECKPOINT = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -46,6 +48,7 @@ def _make_config(config: PretrainConfig, shards: PackedShards) -> KeBioLMConfig:
     section = config.model
     fields: dict[str, Any] = section.model_dump(exclude={"init_from"}) | {
         "num_entities": len(shards.entity_vocab),
+        "entity_row_size": -(-section.entity_size // _ROW_MULTIPLE) * _ROW_MULTIPLE,
         "freeze_entity_embeddings": config.entities.freeze,
         "max_mentions": shards.manifest["settings"]["max_mentions"],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,20 @@ from kebiolm.errors import UserError
 COUNTS = {"C0017861": 3, "C0004057": 1, "C0011603": 2}
 
 
-def test_rows_are_special_then_sorted():
+def test_rows_are_special_then_shuffled_in_a_fixed_order():
     vocab = EntityVocab.build(COUNTS)
-    assert [vocab.cui(row) for row in range(len(vocab))] == [
-        "[PAD_ENT]",
-        "[UNK_ENT]",
-        "[NIL_ENT]",
-        "C0004057",
-        "C0011603",
-        "C0017861",
-    ]
+    rows = [vocab.cui(row) for row in range(len(vocab))]
+    assert rows[:3] == ["[PAD_ENT]", "[UNK_ENT]", "[NIL_ENT]"]
+    assert sorted(rows[3:]) == ["C0004057", "C0011603", "C0017861"]
+    # Neither the order of the counts nor other concepts change the order; it is not that of the CUIs.
+    backwards = EntityVocab.build(dict(reversed(COUNTS.items())))
+    assert rows == [backwards.cui(row) for row in range(len(backwards))]
+    many = {f"C{number:07d}": 1 for number in range(1000)}
+    order = list(map(EntityVocab.build(many).cui, range(3, 1003)))
+    neighbours = sum(abs(int(one[1:]) - int(other[1:])) == 1 for one, other in itertools.pairwise(order))
+    assert neighbours < 20
+    fewer = list(map(EntityVocab.build(dict.fromkeys(list(many)[::2], 1)).cui, range(3, 503)))
+    assert fewer == [cui for cui in order if cui in fewer]
     assert all(vocab.cui(vocab.row(cui)) == cui and vocab.count(vocab.row(cui)) == COUNTS[cui] for cui in COUNTS)
     assert vocab.row("C9999999") == NIL_ROW
     assert "C0017861" in vocab and "C9999999" not in vocab

@@ -45,6 +45,7 @@ SIZES = {
     "intermediate_size": 13,
     "max_position_embeddings": 15,
     "entity_size": 7,
+    "entity_row_size": 8,
 }
 _SECONDS = 180
 

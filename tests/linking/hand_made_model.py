@@ -50,12 +50,13 @@ def write_model_folder(folder: Path, tokenizer_folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = KeBioLMForPreTraining(config)
-    _set_weights(model, [tokenizer.convert_tokens_to_ids(piece) for piece in PIECES])
+    rows = [vocabulary.row(cui) for cui in (ASPIRIN, HEADACHE, PAIN)]
+    _set_weights(model, [tokenizer.convert_tokens_to_ids(piece) for piece in PIECES], rows)
     model.save_pretrained(folder)
 
 
 @torch.no_grad()
-def _set_weights(model: KeBioLMForPreTraining, piece_ids: list[int]) -> None:
+def _set_weights(model: KeBioLMForPreTraining, piece_ids: list[int], rows: list[int]) -> None:
     bert = model.bert
     embeddings = bert.embeddings
     for table in (embeddings.position_embeddings, embeddings.token_type_embeddings, embeddings.word_embeddings):
@@ -73,8 +74,8 @@ def _set_weights(model: KeBioLMForPreTraining, piece_ids: list[int]) -> None:
     projection.bias.zero_()
     projection.weight.zero_()
     table.zero_()
-    for entity, dimension in enumerate((0, 2, 4)):
+    for entity, (row, dimension) in enumerate(zip(rows, (0, 2, 4), strict=True)):
         projection.weight[entity, dimension] = 1.0
-        table[3 + entity, entity] = 1.0
+        table[row, entity] = 1.0
     # The special rows would win every mention if they were not kept out.
     table[:3] = 100.0
