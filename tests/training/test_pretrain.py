@@ -83,6 +83,21 @@ def test_number_of_processes_micro_batches_and_zero_stage_do_not_change_the_loss
         assert metrics == pytest.approx(losses(runs["two"])[step], rel=1e-5)
 
 
+def test_every_backend_of_the_entity_search_gives_the_same_losses(
+    sample_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {name: tmp_path / name for name in ("reference", "tiled", "cpu")}
+    for backend, output in runs.items():
+        monkeypatch.setenv("KEBIOLM_KNN_BACKEND", backend)
+        run_in_this_process(sample_shards, output, "optimization.max_steps=12")
+    for kind in ("train", "heldout"):
+        exact = losses(runs["reference"], kind)
+        for step, metrics in exact.items():
+            for backend in ("tiled", "cpu"):
+                assert losses(runs[backend], kind)[step] == pytest.approx(metrics, abs=1e-5)
+    assert losses(runs["reference"])[12]["loss_linking"] != losses(runs["reference"])[1]["loss_linking"]
+
+
 @pytest.mark.parametrize("settings", ["zero1_bf16", "zero2_bf16"])
 def test_precisions_agree(settings: str, sample_shards: Path, tmp_path: Path) -> None:
     reference, other = tmp_path / "reference", tmp_path / "other"
