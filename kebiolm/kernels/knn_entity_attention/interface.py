@@ -106,8 +106,8 @@ def _check(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int
         raise ValueError("table: got no row; expected at least one entity")
     if table.device != h.device:
         raise ValueError(f"table: got device {table.device}; expected {h.device}, the device of h")
-    if k < 1:
-        raise ValueError(f"k: got {k}; expected k >= 1")
+    if isinstance(k, float) or k < 1:
+        raise ValueError(f"k: got {k}; expected a whole number of at least 1")
     if not 0 <= first_row < table.shape[0]:
         raise ValueError(f"first_row: got {first_row}; expected a row in [0, {table.shape[0]})")
     if gold is None:
