@@ -20,6 +20,7 @@ bench: install  ## the benchmarks, with the peers that they run beside this code
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.benchmarks.bench_transe
 	$(BIN)/python -m tests.benchmarks.bench_knn_entity_attention
+	$(BIN)/python -m tests.benchmarks.bench_training_step
 	$(BIN)/python -m tests.benchmarks.bench_kb_build
 	$(BIN)/python -m tests.benchmarks.bench_linker --peer-index build/scispacy-hnsw
 	$(BIN)/python -m tests.benchmarks.bench_annotate --peer-index build/scispacy-hnsw

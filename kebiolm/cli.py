@@ -352,8 +352,63 @@ def link(
     html: Annotated[Path | None, typer.Option(help="Write a page with the mentions highlighted.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     top: Annotated[int, typer.Option(min=1, help="Concepts to show for each mention.")] = 5,
+    index: Annotated[Path | None, typer.Option(help="Made by `kebiolm index`: search it, not the table.")] = None,
 ) -> None:
     """Find the mentions in a text and link them to concepts."""
     from kebiolm.linking.command import link as run
 
-    run(model, text, file=file, html=html, as_json=as_json, top=top)
+    run(model, text, file=file, html=html, as_json=as_json, top=top, index=index)
+
+
+@app.command("encode")
+def encode(
+    model: Annotated[Path, typer.Argument(help="Folder made by `kebiolm export`.")],
+    text: Annotated[str | None, typer.Argument(help="The text to encode.")] = None,
+    *,
+    file: Annotated[Path | None, typer.Option(help="Texts to encode, one per line; - for stdin.")] = None,
+    out: Annotated[Path, typer.Option(help="File to write: .npy, .safetensors or .jsonl.")],
+    mentions: Annotated[bool, typer.Option("--mentions", help="Vectors of the mentions, not of the texts.")] = False,
+    index: Annotated[Path | None, typer.Option(help="Made by `kebiolm index`: search it, not the table.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Write a vector for each text, or for each mention with its place, to a file."""
+    from kebiolm.linking.command import encode as run
+
+    run(model, text, file=file, out=out, mentions=mentions, index=index, overwrite=overwrite)
+
+
+@app.command("index")
+def index(
+    model: Annotated[Path, typer.Argument(help="Folder made by `kebiolm export`.")],
+    *,
+    out: Annotated[Path, typer.Option(help="File to write; OUT.json says what it is.")],
+    kind: Annotated[str, typer.Option(help="hnsw (a graph), ivf (cells; also on GPUs) or flat (exact).")] = "hnsw",
+    queries: Annotated[
+        Path | None, typer.Option(help="Texts, one per line: their mentions measure the recall.")
+    ] = None,
+    nlist: Annotated[int | None, typer.Option(help="ivf: cells; default: 4 sqrt(entities).")] = None,
+    nprobe: Annotated[int | None, typer.Option(help="ivf: cells searched; default: a sixteenth, at least 8.")] = None,
+    m: Annotated[int | None, typer.Option(help="hnsw: edges of an entity; default: 32.")] = None,
+    ef_construction: Annotated[
+        int | None, typer.Option(help="hnsw: entities in view while building; default: 100.")
+    ] = None,
+    ef_search: Annotated[int | None, typer.Option(help="hnsw: entities in view while searching; default: 256.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads for building; default: all, but one for hnsw, to be reproducible.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Build a faiss index of the entity table for `--index`, and measure it; pays for millions of entities."""
+    from kebiolm.linking.entity_index import IndexSettings
+    from kebiolm.linking.index_command import build_index
+
+    settings = IndexSettings(
+        kind=kind,
+        nlist=nlist,
+        nprobe=nprobe,
+        m=m,
+        ef_construction=ef_construction,
+        ef_search=ef_search,
+        threads=threads,
+    )
+    build_index(model, out, settings, queries=queries, overwrite=overwrite)

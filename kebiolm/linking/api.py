@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from kebiolm.data.entity_vocab import EntityVocab
 from kebiolm.linking.linked_text import Candidate, LinkedMention, LinkedText
-from kebiolm.linking.load import load_model_folder
+from kebiolm.linking.load import load_index, load_model_folder
 from kebiolm.linking.read_windows import ReadWindow, read_windows
 from kebiolm.linking.windows import make_windows
 from kebiolm.model import KeBioLMModel
@@ -28,6 +29,10 @@ class KeBioLM:
 
     Texts may have any length. Those longer than the model's input are read in windows, so attention does not reach
     beyond a window's ends; positions are always those of the whole text.
+
+    With an entity index (see `kebiolm index`) a mention's nearest entities are those that the index finds, attention
+    and the entity vector that goes into the text are computed over them, and no mention has a probability: equation 10
+    is a softmax over all entities. A mention for which the index finds nothing at all is left out.
     """
 
     def __init__(
@@ -37,12 +42,15 @@ class KeBioLM:
         self.tokenizer, self.vocabulary = tokenizer, vocabulary
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, device: str | torch.device | None = None) -> KeBioLM:
+    def from_pretrained(
+        cls, folder: Path | str, device: str | torch.device | None = None, index: Path | str | None = None
+    ) -> KeBioLM:
         """Load a folder made by `kebiolm export`.
 
         Args:
             folder: with config.json, model.safetensors, a tokenizer and entity_vocab.tsv.
             device: where to compute; None: the first GPU if there is one, else the CPU.
+            index: file made by `kebiolm index` for this folder, to search in place of the whole entity table.
 
         Raises:
             UserError: a file is missing or broken, or the files do not belong together.
@@ -50,7 +58,11 @@ class KeBioLM:
         model, tokenizer, vocabulary = load_model_folder(Path(folder))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model, tokenizer, vocabulary, torch.device(device))
+        loaded = cls(model, tokenizer, vocabulary, torch.device(device))
+        if index is not None:
+            table = loaded.model.entity_linker.entity_embeddings
+            table.index = load_index(Path(index), table)
+        return loaded
 
     def link(self, texts: Sequence[str], top: int = 5) -> list[LinkedText]:
         """Detect and link mentions.
@@ -93,11 +105,22 @@ class KeBioLM:
             For each text [mentions, entity_size] float32; its dot product with a row of the entity table is the score
             of that entity.
         """
+        return [vectors for _, vectors in self.locate_and_encode_mentions(texts)]
+
+    def locate_and_encode_mentions(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Where each text's mentions are, and their vectors.
+
+        Returns:
+            For each text [mentions, 2] int64, first character and the one after the last, and [mentions, entity_size]
+            float32 as `encode_mentions` returns it.
+        """
         texts = _readable(texts)
+        spans = [[np.zeros((0, 2), dtype=np.int64)] for _ in texts]
         vectors = [[np.zeros((0, self.model.config.entity_size), dtype=np.float32)] for _ in texts]
         for read in self._read(texts, top=1):
+            spans[read.window.text_index].append(np.array(read.spans, dtype=np.int64).reshape(-1, 2))
             vectors[read.window.text_index].append(read.mention_vectors)
-        return [np.concatenate(parts) for parts in vectors]
+        return [(np.concatenate(of_text), np.concatenate(parts)) for of_text, parts in zip(spans, vectors, strict=True)]
 
     def _read(self, texts: Sequence[str], top: int) -> list[ReadWindow]:
         windows = make_windows(self.tokenizer, texts, self.model.config.max_position_embeddings - 2)
@@ -111,6 +134,7 @@ class KeBioLM:
             best, *others = (
                 Candidate(cui=vocabulary.cui(row), name=vocabulary.name(row), weight=weight)
                 for row, weight in zip(rows, weights, strict=True)
+                if row >= 0
             )
             yield LinkedMention(
                 start=start,
@@ -120,7 +144,7 @@ class KeBioLM:
                 name=best.name,
                 semantic_types=vocabulary.semantic_types(rows[0]),
                 score=best.weight,
-                probability=probability,
+                probability=None if math.isnan(probability) else probability,
                 alternatives=tuple(others),
             )
 

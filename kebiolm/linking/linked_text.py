@@ -35,8 +35,9 @@ class LinkedMention:
     semantic_types: tuple[str, ...]
     score: float
     """Attention weight a_j of this concept over the k nearest entities, 0 to 1 (paper, equation 3)."""
-    probability: float
-    """Softmax over all entities of the table, 0 to 1 (paper, equation 10)."""
+    probability: float | None
+    """Softmax over all entities of the table, 0 to 1 (paper, equation 10); None with an entity index, which does not
+    look at all of them."""
     alternatives: tuple[Candidate, ...]
     """The next concepts, largest weight first."""
 

@@ -12,10 +12,13 @@ from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
 from kebiolm.data.entity_vocab import EntityVocab
 from kebiolm.data.tokenizer import load_tokenizer
 from kebiolm.errors import UserError
+from kebiolm.linking.entity_index import EntityIndex
 from kebiolm.model import KeBioLMConfig, KeBioLMModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from kebiolm.model.entity_memory import EntityTable
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MEND = "give a folder made by `kebiolm export`"
@@ -47,6 +50,15 @@ def load_model_folder(folder: Path) -> tuple[KeBioLMModel, PreTrainedTokenizerFa
             mend="take the tokenizer that the model was trained with, or export it again",
         )
     return _load_weights(folder, config), tokenizer, vocabulary
+
+
+def load_index(path: Path, table: EntityTable) -> EntityIndex:
+    """Load an entity index made by `kebiolm index`; its scores come from the table itself.
+
+    Raises:
+        UserError: faiss is not installed, a file is missing or broken, or the index is of another model.
+    """
+    return EntityIndex.load(path, table.vectors.detach(), first_row=table.num_hidden_rows)
 
 
 def _load_config(folder: Path) -> KeBioLMConfig:

@@ -28,11 +28,12 @@ class ReadWindow:
     spans: list[tuple[int, int]]
     """N pairs: first character in the whole text, and the one after the last."""
     rows: np.ndarray
-    """[N, k] int64, rows of the entity table, nearest first."""
+    """[N, k] int64, rows of the entity table, nearest first; -1 after the last that an entity index found."""
     weights: np.ndarray
     """[N, k] float32, attention weights a_j of equation 3."""
     probabilities: np.ndarray
-    """[N] float32, softmax over all entities (equation 10) of the nearest one."""
+    """[N] float32, softmax over all entities (equation 10) of the nearest one; NaN with an entity index, which does not
+    look at all of them."""
     mention_vectors: np.ndarray
     """[N, entity_size] float32, h'_m."""
     state_sum: np.ndarray
@@ -95,7 +96,9 @@ def _read_batch(
     for number, window in enumerate(windows):
         # Released semantics fills rows up with spans on [CLS] and may begin one on [SEP]: no mentions of this text.
         starts_on_piece = (spans[:, 1] >= 1) & (spans[:, 1] <= len(window.input_ids))
-        chosen = np.flatnonzero((spans[:, 0] == number) & starts_on_piece)
+        # An entity index may find nothing at all for a mention.
+        has_entity = table_rows[:, 0] >= 0
+        chosen = np.flatnonzero((spans[:, 0] == number) & starts_on_piece & has_entity)
         yield ReadWindow(
             window=window,
             spans=[_characters(window, first, end) for _, first, end in spans[chosen].tolist()],

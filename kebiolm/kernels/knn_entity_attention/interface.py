@@ -73,8 +73,8 @@ def knn_entity_attention(
         ValueError: shapes, dtypes, devices or numbers do not fit together. Rows in `gold` that are out of range raise
             it on the CPU; on a GPU they fail as an assertion on the device.
     """
-    _check(h, table, gold, k, first_row)
-    _check_options(block, filter_eps)
+    check_arguments(h, table, gold, k, first_row)
+    check_options(block, filter_eps)
     chosen = choose_backend(backend, h, table)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
@@ -94,7 +94,7 @@ def knn_entity_attention(
     return KnnEntityAttentionOutput(*knn_op(h, table, gold, ignore_index, chosen, *options)[:5])
 
 
-def _check(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int) -> None:
+def check_arguments(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int) -> None:
     for name, tensor in (("h", h), ("table", table)):
         if tensor.ndim != 2:
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; expected two dimensions")
@@ -120,7 +120,7 @@ def _check(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int
         raise ValueError(f"gold: got device {gold.device}; expected {h.device}, the device of h")
 
 
-def _check_options(block: int, filter_eps: float) -> None:
+def check_options(block: int, filter_eps: float) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block: got {block}; expected one of {', '.join(map(str, BLOCKS))}")
     if not 0 <= filter_eps < 1:
