@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -24,6 +26,13 @@ sleep 0.3
 for last; do :; done
 echo built > "$last"
 """
+
+
+@pytest.fixture(autouse=True)
+def prebuilt(tmp_path: Path, monkeypatch) -> Path:
+    """The folder of prebuilt libraries, empty."""
+    monkeypatch.setattr(build_cpu, "PREBUILT", tmp_path / "prebuilt")
+    return tmp_path / "prebuilt"
 
 
 def _build(_: int) -> Path:
@@ -85,6 +94,60 @@ def test_a_killed_build_leaves_no_lock_and_no_half_file(compiler_runs):
         process.send_signal(signal.SIGKILL)
     assert build_cpu.build() == library
     assert sorted(path.name for path in library.parent.iterdir()) == sorted([lock.name, library.name])
+
+
+def test_a_build_that_hangs_is_not_waited_for_without_end(compiler_runs, monkeypatch):
+    library = build_cpu.build()
+    lock = library.with_suffix(".lock")
+    library.unlink()
+    monkeypatch.setattr(build_cpu, "TIMEOUT_S", 0.3)
+    with open(lock, "w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(build_cpu.BuildError, match=f"held {lock} for 0.3 s: .*{build_cpu.CACHE_VARIABLE}"):
+            build_cpu.build()
+    assert compiler_runs.read_text() == "run\n"
+
+
+def test_prebuilt_libraries_are_used_without_a_compiler(prebuilt, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv(build_cpu.CACHE_VARIABLE, str(tmp_path / "cache"))
+    prebuilt.mkdir()
+    of_older_source = prebuilt / f"knn_cpu-{platform.machine()}-x86-64-0123.so"
+    of_older_source.write_text("")
+    monkeypatch.setattr(sys, "argv", ["build_cpu"])
+    build_cpu.main()
+    libraries = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(prebuilt.iterdir()) == sorted(libraries)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    chosen = build_cpu.build()
+    assert chosen in libraries
+    library = ctypes.CDLL(str(chosen))
+    monkeypatch.setattr(cpu, "library", lambda: library)
+    h, table, gold = make_inputs(25, 1000, 29)
+    out, _ = run(h, table, gold, 10, "cpu")
+    exact, _ = run(h, table, gold, 10, "reference", dtype=torch.float64)
+    assert_near(out.lse, exact.lse)
+    assert_near(out.topk_val, exact.topk_val)
+    # A processor without the flags of the best one takes the next.
+    monkeypatch.setattr(build_cpu, "LEVELS", {platform.machine(): {"x86-64-v3": "no-such-flag", "x86-64": ""}})
+    older = [path for path in libraries if "-x86-64-" in path.name and "-v3-" not in path.name]
+    if older:
+        assert build_cpu.build() == older[0]
+    # The source changed since: none fits.
+    source = tmp_path / "other.cpp"
+    source.write_text("other")
+    monkeypatch.setattr(build_cpu, "SOURCE", source)
+    with pytest.raises(build_cpu.BuildError, match="no-such-compiler"):
+        build_cpu.build()
+
+
+def test_prebuilding_says_why_it_fails(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["build_cpu"])
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SystemExit, match="kebiolm: the compiler CXX=no-such-compiler is not on the path"):
+        build_cpu.main()
+    monkeypatch.setattr(platform, "machine", lambda: "abacus")
+    with pytest.raises(SystemExit, match="machine: got abacus; expected one of x86_64, aarch64"):
+        build_cpu.main()
 
 
 @pytest.mark.parametrize(

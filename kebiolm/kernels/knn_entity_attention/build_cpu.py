@@ -1,11 +1,14 @@
-"""Compile the CPU kernel, once per machine, into a cache folder.
+"""Compile the CPU kernel, once per machine, into a cache folder; or find one that came with the package.
 
 The file's name has a hash of the source, the flags, the compiler's version and the processor's features: a home folder
 shared by different machines, or a new compiler, never serves code that was made for another.
+
+    python -m kebiolm.kernels.knn_entity_attention.build_cpu    # before building a wheel: for machines without compiler
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import platform
@@ -14,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("knn_cpu.cpp")
@@ -23,6 +27,14 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
 # The second is for compilers that do not know the processor they run on.
 TUNING = ("-march=native",), ()
 TIMEOUT_S = 300
+"""For one run of the compiler, and for waiting for another process that builds."""
+
+PREBUILT = Path(__file__).with_name("prebuilt")
+LEVELS = {
+    "x86_64": {"x86-64-v3": "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave", "x86-64": ""},
+    "aarch64": {"armv8-a": ""},
+}
+"""For each machine the -march of prebuilt libraries, best first, and the flags in /proc/cpuinfo that it takes."""
 
 
 class BuildError(Exception):
@@ -37,13 +49,62 @@ def cache_folder() -> Path:
 
 
 def build() -> Path:
-    """Return the path of the shared library, compiling it where the cache has none.
+    """Return the path of the shared library: compiled for this machine, else a prebuilt one.
+
+    Raises:
+        BuildError: it cannot be compiled here, and there is no prebuilt library of this source for this processor.
+    """
+    try:
+        return _build_here()
+    except BuildError:
+        if (found := _prebuilt()) is None:
+            raise
+        return found
+
+
+def _prebuilt() -> Path | None:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split()) if cpuinfo.exists() else set()
+    for level, needed in LEVELS.get(platform.machine(), {}).items():
+        library = PREBUILT / _prebuilt_name(level)
+        if flags.issuperset(needed.split()) and library.exists():
+            return library
+    return None
+
+
+def _prebuilt_name(level: str) -> str:
+    return f"knn_cpu-{platform.machine()}-{level}-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:20]}.so"
+
+
+def prebuild(folder: Path) -> list[Path]:
+    """Compile the libraries that a wheel for this kind of machine should carry; libraries of other sources go.
+
+    Raises:
+        BuildError: no compiler, or it failed, or this kind of machine is not in LEVELS.
+    """
+    levels = LEVELS.get(platform.machine())
+    if levels is None:
+        raise BuildError(f"machine: got {platform.machine()}; expected one of {', '.join(LEVELS)}")
+    compiler = _compiler()
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"knn_cpu-{platform.machine()}-*.so"):
+        old.unlink()
+    libraries = [folder / _prebuilt_name(level) for level in levels]
+    for level, library in zip(levels, libraries, strict=True):
+        _compile(compiler, ((f"-march={level}",),), library)
+        library.chmod(0o755)  # made for its owner alone; a wheel is for all
+    return libraries
+
+
+def _build_here() -> Path:
+    """Return the path of the library for this machine, compiling it where the cache has none.
 
     Processes that need it at the same time wait for one of them. The lock is the kernel's (flock): it goes with the
     process that holds it, so a killed build leaves none behind.
 
     Raises:
-        BuildError: no compiler, or it failed, or the cache folder cannot be written.
+        BuildError: no compiler, or it failed, or the cache folder cannot be written, or another process that builds
+            does not come to an end.
     """
     compiler = _compiler()
     try:
@@ -87,24 +148,63 @@ def _processor() -> str:
 
 
 def _compile_locked(compiler: list[str], library: Path) -> None:
-    import fcntl
-
-    with open(library.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock_file = library.with_suffix(".lock")
+    with open(lock_file, "w") as lock:
+        _wait_for_lock(lock.fileno(), lock_file)
         if library.exists():
             return
         print("kebiolm: building the CPU kernel, once for this machine (some seconds)", file=sys.stderr, flush=True)
         # Under the lock nobody else builds: what lies here was left by a build that was killed.
         for leftover in library.parent.glob(f"{library.stem}.*.tmp"):
             leftover.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(dir=library.parent, prefix=f"{library.stem}.", suffix=".tmp")
-        os.close(handle)
-        for tuning in TUNING:
-            command = [*compiler, *FLAGS, *tuning, str(SOURCE), "-o", name]
-            run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-            if run.returncode == 0:
-                os.replace(name, library)
-                return
-        os.unlink(name)
-        complaint = run.stderr.strip().splitlines() or ["no message"]
-        raise BuildError(f"{shlex.join(compiler)} failed: {complaint[0]}")
+        _compile(compiler, TUNING, library)
+
+
+def _wait_for_lock(descriptor: int, lock_file: Path) -> None:
+    import fcntl
+
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Its holder hangs, or a network file system keeps the lock of a machine that is gone.
+            if time.monotonic() > deadline:
+                raise BuildError(
+                    f"another process has held {lock_file} for {TIMEOUT_S} s: end it (fuser names it), or let "
+                    f"{CACHE_VARIABLE} name a folder on a local disk"
+                ) from None
+            time.sleep(0.1)
+
+
+def _compile(compiler: list[str], tunings: tuple[tuple[str, ...], ...], library: Path) -> None:
+    """Put the library into its place, by the first tuning that the compiler knows."""
+    handle, name = tempfile.mkstemp(dir=library.parent, prefix=f"{library.stem}.", suffix=".tmp")
+    os.close(handle)
+    for tuning in tunings:
+        command = [*compiler, *FLAGS, *tuning, str(SOURCE), "-o", name]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+        if run.returncode == 0:
+            os.replace(name, library)
+            return
+    os.unlink(name)
+    complaint = run.stderr.strip().splitlines() or ["no message"]
+    raise BuildError(f"{shlex.join(compiler)} failed: {complaint[0]}")
+
+
+def main() -> None:
+    """Command line of `prebuild`."""
+    parser = argparse.ArgumentParser(
+        description="Compile the CPU kernel for processors in general, to go into a wheel. CXX names the compiler."
+    )
+    parser.add_argument("--out", type=Path, default=PREBUILT, help="folder (default: in the package, %(default)s)")
+    try:
+        libraries = prebuild(parser.parse_args().out)
+    except (BuildError, OSError, subprocess.SubprocessError) as error:
+        sys.exit(f"kebiolm: {error}")
+    for library in libraries:
+        print(library)
+
+
+if __name__ == "__main__":
+    main()

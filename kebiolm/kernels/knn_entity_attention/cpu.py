@@ -64,7 +64,7 @@ def cpu_backward(saved: Saved, grads: Gradients, *, need_h: bool, need_table: bo
     _call(
         "kebiolm_knn_backward", h, *_table_arguments(table, first_row), gold, saved.topk_idx.shape[1],
         torch.get_num_threads(), saved.att, saved.lse, saved.topk_val, saved.topk_idx,
-        *(None if grad is None else grad.contiguous() for grad in grads),
+        *(None if grad is None else grad.contiguous() for grad in grads), float(saved.options.filter_eps),
         grad_h if need_h else None, grad_table[first_row:] if need_table else None,
     )  # fmt: skip
     return grad_h, grad_table
@@ -79,12 +79,14 @@ def _table_arguments(table: Tensor, first_row: int) -> tuple[Tensor | int, ...]:
     return visible, visible.shape[0], visible.stride(0), visible.shape[1], first_row
 
 
-def _call(name: str, h: Tensor, *arguments: Tensor | int | None) -> None:
-    """Call a function of the library: tensors go as pointers, None as a null pointer, numbers in 64 bits."""
+def _call(name: str, h: Tensor, *arguments: Tensor | int | float | None) -> None:
+    """Call a function of the library: tensors go as pointers, None as a null pointer, int in 64 bits, float in 32."""
     ready = [ctypes.c_void_p(h.data_ptr()), ctypes.c_int64(h.shape[0])]
     for argument in arguments:
         if isinstance(argument, int):
             ready.append(ctypes.c_int64(argument))
+        elif isinstance(argument, float):
+            ready.append(ctypes.c_float(argument))
         else:
             ready.append(ctypes.c_void_p(None if argument is None else argument.data_ptr()))
     if getattr(library(), name)(*ready):
