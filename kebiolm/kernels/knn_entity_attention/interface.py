@@ -95,6 +95,7 @@ def knn_entity_attention(
 
 
 def check_arguments(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int) -> None:
+    """Refuse, with a ValueError that names the argument, what does not fit together; `gold` by shape and dtype only."""
     for name, tensor in (("h", h), ("table", table)):
         if tensor.ndim != 2:
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; expected two dimensions")
@@ -121,6 +122,7 @@ def check_arguments(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first
 
 
 def check_options(block: int, filter_eps: float) -> None:
+    """Refuse numbers out of range, likewise."""
     if block not in BLOCKS:
         raise ValueError(f"block: got {block}; expected one of {', '.join(map(str, BLOCKS))}")
     if not 0 <= filter_eps < 1:
