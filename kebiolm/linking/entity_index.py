@@ -30,6 +30,8 @@ from kebiolm.files import atomic_path, describe_file, verify_file, write_json
 FORMAT, VERSION = "kebiolm-entity-index", 1
 KINDS = {"flat": (), "ivf": ("nlist", "nprobe"), "hnsw": ("m", "ef_construction", "ef_search")}
 """The kinds of index, and the settings that each has of its own."""
+_PARTS = {"table": {"rows": int, "size": int, "first_row": int, "sha256": str}, "file": {"bytes": int, "sha256": str}}
+"""What these parts of a manifest have."""
 _MEND = "make one with `kebiolm index MODEL --out FILE`"
 # Rows given to faiss at a time: the steps in which progress shows.
 _ROWS_AT_ONCE = 16_384
@@ -58,7 +60,7 @@ class IndexSettings:
     ef_construction: int | None = None
     """hnsw: rows kept in view while building; None: 100."""
     ef_search: int | None = None
-    """hnsw: rows kept in view while searching, at least k; None: 256."""
+    """hnsw: rows kept in view while searching; None: 256. A search for more than that keeps k in view."""
     threads: int | None = None
     """Processor threads for building; None: all, but one for hnsw, whose graph depends on the order of insertions."""
 
@@ -167,10 +169,15 @@ class EntityIndex:
 
         Returns:
             Dot products [M, k] fp32, largest first, and rows of the table [M, k] int64, of equal products the lower
-            first; which of those equal to the k-th are found is up to faiss. Where the index finds fewer, the rest is
-            -inf and -1.
+            first; which of those equal to the k-th are found is up to faiss. Where the index finds fewer (the cells
+            searched by ivf have fewer rows), the rest is -inf and -1.
         """
-        found = self._searcher.search(_as_numpy(vectors), min(k, len(self.table) - self.first_row))[1]
+        k = min(k, len(self.table) - self.first_row)
+        parameters = None
+        if (graph := getattr(self._index, "hnsw", None)) is not None:
+            # With fewer rows in view than k, faiss finds fewer than k.
+            parameters = import_faiss().SearchParametersHNSW(efSearch=max(graph.efSearch, k))
+        found = self._searcher.search(_as_numpy(vectors), k, params=parameters)[1]
         places = torch.from_numpy(found).to(vectors.device)
         # Behind all rows what was not found, so that the order of rows decides between equal scores.
         rows = torch.where(places < 0, len(self.table), places + self.first_row).sort(dim=1).values
@@ -219,7 +226,7 @@ class EntityIndex:
         except RuntimeError as error:
             got = f"what faiss {faiss.__version__} cannot read ({error}; made by {manifest['faiss']})"
             raise UserError(path, got=got, expected="an index", mend=_MEND) from None
-        return cls(index, table, first_row=first_row, settings=IndexSettings(**manifest["settings"]))
+        return cls(index, table, first_row=first_row, settings=manifest["settings"])
 
 
 def import_faiss() -> ModuleType:
@@ -276,6 +283,7 @@ def _as_numpy(vectors: Tensor) -> Any:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an index; its settings as `IndexSettings`."""
     manifest_file = manifest_path(path)
     for file in (path, manifest_file):
         if not file.is_file():
@@ -288,4 +296,26 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
         got = f"format {manifest['format']} version {manifest['version']}"
         raise UserError(manifest_file, got=got, expected=f"{FORMAT} version {VERSION}", mend=_MEND)
-    return manifest
+    for name, fields in _PARTS.items():
+        part = manifest[name]
+        if not isinstance(part, dict) or {field: type(value) for field, value in part.items()} != fields:
+            expected = f"{name} with {', '.join(f'{field} ({kind.__name__})' for field, kind in fields.items())}"
+            raise UserError(manifest_file, got=f"{name} {str(part)[:80]}", expected=expected, mend=_MEND)
+    return manifest | {"settings": _read_settings(manifest["settings"], manifest_file)}
+
+
+def _read_settings(recorded: Any, manifest_file: Path) -> IndexSettings:
+    fault = None
+    if not isinstance(recorded, dict) or not isinstance(kind := recorded.get("kind"), str):
+        fault = str(recorded)[:80]
+    elif odd := [name for name in recorded if name not in {"kind", "threads", *KINDS.get(kind, ())}]:
+        fault = f"{odd[0]!r} with kind {kind!r}"
+    elif odd := [name for name, value in recorded.items() if name != "kind" and type(value) is not int]:
+        fault = f"{odd[0]} {recorded[odd[0]]!r}"
+    else:
+        try:
+            return IndexSettings(**recorded)
+        except UserError as error:
+            fault = f"{error.where.removeprefix('--')} {error.got}"
+    expected = "the kind of the index (flat, ivf or hnsw) and whole numbers of this kind"
+    raise UserError(manifest_file, got=f"settings: {fault}", expected=expected, mend=_MEND)

@@ -130,7 +130,10 @@ class KeBioLMConfig(PretrainedConfig):
         require("num_special_entities", self.num_special_entities >= 0, "0 or more")
         require("num_entities", self.num_entities > self.num_special_entities, "more than num_special_entities")
         width, size = self.entity_columns, self.entity_size
-        require("entity_row_size", width >= size, f"at least entity_size = {size}, or none")
+        is_whole = isinstance(width, int) and not isinstance(width, bool)
+        require(
+            "entity_row_size", is_whole and width >= size, f"at least entity_size = {size}, a whole number, or none"
+        )
         require("semantics", self.semantics in SEMANTICS, " or ".join(SEMANTICS))
 
 

@@ -108,6 +108,22 @@ def test_a_build_that_hangs_is_not_waited_for_without_end(compiler_runs, monkeyp
     assert compiler_runs.read_text() == "run\n"
 
 
+def test_a_wait_for_another_process_is_told_once(compiler_runs, monkeypatch, capfd):
+    lock_file = compiler_runs.with_suffix(".lock")
+    monkeypatch.setattr(build_cpu, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(build_cpu, "SILENT_S", 0)
+    with open(lock_file, "w") as holder, open(lock_file) as waiter:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(build_cpu.BuildError):
+            build_cpu.wait_for_lock(waiter.fileno(), lock_file)
+        assert capfd.readouterr().err.splitlines() == [
+            f"kebiolm: waiting for another process that builds the same kernel, at most 0.5 s (it holds {lock_file})"
+        ]
+        fcntl.flock(holder, fcntl.LOCK_UN)
+        build_cpu.wait_for_lock(waiter.fileno(), lock_file)
+    assert not capfd.readouterr().err
+
+
 def test_prebuilt_libraries_are_used_without_a_compiler(prebuilt, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv(build_cpu.CACHE_VARIABLE, str(tmp_path / "cache"))
     prebuilt.mkdir()

@@ -212,6 +212,18 @@ def test_tensors_that_are_not_contiguous(backend):
     assert_near(leaves[1].grad[::2, ::2], reference[1].grad)
 
 
+def test_an_expanded_table(backend):
+    h, table, gold = make_inputs(12, 40, 8)
+    views = h[:1].expand(12, 8), table[:1].expand(40, 8)
+    out, _ = run(h, table[:1], None, 1, "reference")
+    found = knn_entity_attention(h, views[1], gold, 4, backend=backend)
+    torch.testing.assert_close(found.att, out.att)
+    assert found.topk_idx.tolist() == [[0, 1, 2, 3]] * 12
+    torch.testing.assert_close(
+        knn_entity_attention(views[0], table, gold, 4, backend=backend).att.std(dim=0).max().item(), 0.0
+    )
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_the_same_bits_each_time_also_in_poisoned_memory(backend, num_threads):
     h, table, gold = make_inputs(70, 5000, 20)

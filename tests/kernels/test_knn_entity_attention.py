@@ -74,7 +74,7 @@ def test_no_gold():
     assert knn_entity_attention(h, table).gold_logit.tolist() == [0.0] * 6
 
 
-@pytest.mark.filterwarnings("ignore:knn_entity_attention. backend cpu takes fp32")
+@pytest.mark.filterwarnings("ignore:knn_entity_attention. backend cpu cannot be used")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_inputs_are_summed_in_fp32(dtype):
     h, table, gold = inputs(dtype=dtype)
@@ -100,6 +100,14 @@ def test_half_precision_inputs_are_summed_in_fp32(dtype):
         ({"table": torch.zeros(17, 5, device="meta")}, "table: got device meta; expected cpu"),
         ({"k": 0}, "k: got 0; expected a whole number of at least 1"),
         ({"k": 2.5}, r"k: got 2\.5; expected a whole number"),
+        ({"k": "5"}, "k: got '5'; expected a whole number"),
+        ({"k": None}, "k: got None"),
+        ({"first_row": 1.5}, r"first_row: got 1\.5; expected a row"),
+        ({"block": 32.0}, r"block: got 32\.0; expected one of 16, 32, 64"),
+        ({"filter_eps": "x"}, "filter_eps: got 'x'; expected a probability"),
+        ({"gold": [0] * 6}, "gold: got list; expected a dense torch.Tensor"),
+        ({"h": torch.zeros(6, 5).numpy()}, "h: got ndarray; expected a dense torch.Tensor"),
+        ({"h": torch.zeros(6, 5).to_sparse()}, "h: got a torch.sparse_coo tensor; expected a dense"),
         ({"block": 24}, "block: got 24; expected one of 16, 32, 64"),
         ({"filter_eps": -0.1}, r"filter_eps: got -0\.1; expected a probability in \[0, 1\)"),
         ({"filter_eps": float("nan")}, "filter_eps: got nan"),
@@ -111,7 +119,7 @@ def test_half_precision_inputs_are_summed_in_fp32(dtype):
         ({"gold": torch.tensor([0, 1, 17, 0, 0, 0])}, r"gold\[2\]: got 17; expected a row in \[0, 17\), or -100"),
         ({"gold": torch.tensor([0, -1, 1, 0, 0, 0])}, r"gold\[1\]: got -1"),
         ({"gold": torch.full((6,), 2), "first_row": 3}, r"gold\[0\]: got 2; expected a row in \[3, 17\)"),
-        ({"backend": "gpu"}, "backend: got 'gpu'; expected one of cpu, tiled, reference, auto"),
+        ({"backend": "gpu"}, "backend: got 'gpu'; expected one of cpu, triton, cuda, tiled, reference, auto"),
     ],
 )
 def test_wrong_arguments_are_refused(change, message):

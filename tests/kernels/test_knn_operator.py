@@ -55,30 +55,59 @@ def test_compiles_into_one_graph(backend, dynamic, monkeypatch):
             torch.testing.assert_close(grad, other)
 
 
-def chosen(requested="auto", *, device="cpu", fp32=True):
-    dtype = "float32" if fp32 else "bfloat16"
-    return backends._choose(requested, device, (dtype, dtype), True)
+def chosen(requested="auto", *, device="cpu", dtype=torch.float32, size=100, fits=True):
+    return backends._choose(requested, torch.device(device), (dtype, dtype), size, fits)
 
 
 def test_choice_of_the_backend(monkeypatch):
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     assert chosen() == "cpu"
-    assert chosen(fp32=False) == chosen(device="cuda") == "tiled"
+    assert chosen(dtype=torch.bfloat16) == chosen(fits=False) == chosen(device="meta") == "tiled"
     monkeypatch.setenv(backends.VARIABLE, "reference")
     assert chosen() == "reference"
     assert chosen("tiled") == "tiled"
     monkeypatch.setenv(backends.VARIABLE, "fast")
-    with pytest.raises(ValueError, match="KEBIOLM_KNN_BACKEND: got 'fast'; expected one of cpu, tiled, reference"):
+    with pytest.raises(
+        ValueError, match="KEBIOLM_KNN_BACKEND: got 'fast'; expected one of cpu, triton, cuda, tiled, reference"
+    ):
         chosen()
 
 
 def test_a_forced_backend_that_cannot_do_it_is_said_once():
     backends._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="tiled is used"):
-        assert chosen("cpu", fp32=False) == "tiled"
+        assert chosen("cpu", dtype=torch.bfloat16) == "tiled"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert chosen("cpu", fp32=False) == "tiled"
+        assert chosen("cpu", dtype=torch.bfloat16) == "tiled"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "size", "expected", "reason"),
+    [
+        ((9, 0), torch.float16, 104, "triton", None),
+        ((8, 0), torch.float32, 100, "triton", None),
+        ((8, 0), torch.float64, 100, "tiled", "fp64"),
+        ((7, 0), torch.float16, 104, "cuda", None),
+        ((7, 5), torch.float16, 200, "tiled", "at most 128 dimensions"),
+        ((7, 0), torch.float32, 100, "tiled", "fp16"),
+    ],
+)
+def test_choice_on_gpus(monkeypatch, capability, dtype, size, expected, reason):  # noqa: PLR0917
+    # Which GPU is there is made up; what each backend takes is not.
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(backends.triton_backend, "available", lambda device: None)
+    monkeypatch.setattr(backends.cuda, "available", lambda device: None)
+    backends._warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert chosen(device="cuda:0", dtype=dtype, size=size) == expected
+        assert chosen(device="cuda:0", dtype=dtype, size=size) == expected
+    assert len(caught) == (reason is not None)
+    if reason:
+        assert reason in str(caught[0].message)
 
 
 def test_without_the_kernel_tiled_is_used_and_said_once(monkeypatch):

@@ -119,6 +119,13 @@ def test_fewer_neighbours_are_never_wrong_ones(table: EntityTable, mentions: Ten
     torch.testing.assert_close(values[found], expected[found])
 
 
+def test_a_graph_finds_k_though_fewer_are_in_view(table: EntityTable, mentions: Tensor) -> None:
+    _, rows = build(table, kind="hnsw", m=8, ef_construction=20, ef_search=1).search(mentions[:20], 100)
+    assert rows.shape == (20, 100)
+    assert rows.min() >= HIDDEN_ROWS
+    assert all(len(set(row)) == 100 for row in rows.tolist())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_k_above_the_number_of_entities_and_no_mention(kind: str, table: EntityTable) -> None:
     few = table.vectors[:7]
@@ -180,6 +187,24 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest is a list": (lambda path: manifest_path(path).write_text("[]"), "no manifest"),
     "a part is missing": (lambda path: manifest_path(path).write_text('{"format": "x"}'), "no manifest"),
     "of a later version": (lambda path: _change_manifest(path, version=2), "version 2; expected .* version 1"),
+    **{
+        f"{name} {value}": (lambda path, name=name, value=value: _change_manifest(path, **{name: value}), words)
+        for name, value, words in [
+            ("table", None, r"json: got table None; expected table with rows \(int\), size"),
+            ("table", {"rows": ENTITIES}, "got table .*; expected table with"),
+            ("file", None, r"got file None; expected file with bytes \(int\), sha256 \(str\)"),
+            ("file", {"bytes": "9", "sha256": "0"}, "got file .*'9'.*; expected file with"),
+            ("settings", None, "got settings: None"),
+            ("settings", ["flat"], r"got settings: \['flat'\]; expected the kind"),
+            ("settings", {"kind": ["flat"]}, "got settings: {'kind'"),
+            ("settings", {"kind": "lsh"}, "got settings: kind lsh"),
+            ("settings", {"kind": "flat", "m": 32}, "got settings: 'm' with kind 'flat'"),
+            ("settings", {"kind": "ivf", "cells": 5}, "got settings: 'cells' with kind 'ivf'"),
+            ("settings", {"kind": "ivf", "nlist": "5"}, "got settings: nlist '5'"),
+            ("settings", {"kind": "hnsw", "ef_search": None}, "got settings: ef_search None"),
+            ("settings", {"kind": "hnsw", "m": 1}, "got settings: m 1"),
+        ]
+    },
 }
 
 

@@ -49,8 +49,9 @@ def test_a_fresh_padded_table_is_zero_behind_its_vectors(make_model, tmp_path):
 
 
 def test_a_row_has_room_for_its_vector():
-    with pytest.raises(UserError, match="entity_row_size: got 99; expected at least entity_size = 100"):
-        KeBioLMConfig(entity_row_size=99)
+    for size in (99, 104.5, "104", True):
+        with pytest.raises(UserError, match=f"entity_row_size: got {size!r}; expected at least entity_size = 100, a"):
+            KeBioLMConfig(entity_row_size=size)
 
 
 class Exact:

@@ -1,4 +1,7 @@
-"""Which code computes the operator: chosen by device and dtype, or forced by an environment variable."""
+"""Which code computes the operator: chosen by device, dtype and size, or forced by an environment variable.
+
+Imports nothing of a GPU until a tensor lies on one.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,19 @@ import warnings
 import torch
 from torch import Tensor
 
-from kebiolm.kernels.knn_entity_attention import cpu
+from kebiolm.kernels.knn_entity_attention import cpu, cuda, triton_backend
 
 VARIABLE = "KEBIOLM_KNN_BACKEND"
-BACKENDS = ("cpu", "tiled", "reference")
-"""cpu: compiled, fp32 in the CPU's memory. tiled: PyTorch, any device and dtype. reference: holds all M x E scores."""
+BACKENDS = ("cpu", "triton", "cuda", "tiled", "reference")
+"""cpu: compiled, fp32 in the CPU's memory. triton: GPUs of compute capability 8.0 and newer. cuda: fp16 on the tensor
+cores of V100 and T4. tiled: PyTorch, any device and dtype. reference: PyTorch that holds all M x E scores."""
 MAX_ENTITIES = 2**31 - 1
 """The compiled backends keep rows in 32 bits; tiled does larger tables."""
+
+_LARGEST_SIZE = 1 << 62
+_NOT_BUILT = "it could not be built"
+_Dtypes = tuple[torch.dtype, torch.dtype]
+"""Of mentions and table."""
 
 
 def choose_backend(requested: str, h: Tensor, table: Tensor) -> str:
@@ -29,15 +38,19 @@ def choose_backend(requested: str, h: Tensor, table: Tensor) -> str:
     Raises:
         ValueError: there is no backend of this name.
     """
-    dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in (h.dtype, table.dtype))
-    # Not a comparison as an argument: under torch.compile it would be a symbol, and the choice a constant.
+    # Sizes as branches and not as arguments: under torch.compile they would be symbols, and the choice is a constant.
+    fits = True
     if table.shape[0] > MAX_ENTITIES:
-        return _choose(requested, h.device.type, dtypes, False)
-    return _choose(requested, h.device.type, dtypes, True)
+        fits = False
+    size = _LARGEST_SIZE
+    for limit in (cuda.MAX_SIZE, triton_backend.MAX_WIDTH):
+        if h.shape[1] <= limit < size:
+            size = limit
+    return _choose(requested, h.device, (h.dtype, table.dtype), size, fits)
 
 
 @torch.compiler.assume_constant_result
-def _choose(requested: str, device: str, dtypes: tuple[str, str], fits: bool) -> str:
+def _choose(requested: str, device: torch.device, dtypes: _Dtypes, size: int, fits: bool) -> str:
     where = "backend"
     if requested == "auto":
         where, requested = VARIABLE, os.environ.get(VARIABLE, "auto")
@@ -45,10 +58,34 @@ def _choose(requested: str, device: str, dtypes: tuple[str, str], fits: bool) ->
         raise ValueError(f"{where}: got {requested!r}; expected one of {', '.join(BACKENDS)}, auto")
     if requested in ("tiled", "reference"):
         return requested
-    suitable = device == "cpu" and dtypes == ("float32", "float32") and fits
-    if requested == "cpu" and not suitable:
-        _warn_once("backend cpu takes fp32 tensors in the CPU's memory; tiled is used for others")
-    return "cpu" if suitable and cpu.library() is not None else "tiled"
+    wanted = _fastest(device) if requested == "auto" else requested
+    if wanted == "tiled":
+        return wanted
+    reason = "the table has too many rows" if not fits else _why_not(wanted, device, dtypes, size)
+    if reason is None:
+        return wanted
+    if reason is not _NOT_BUILT:  # of which cpu.library() warns, with the compiler's words
+        _warn_once(f"backend {wanted} cannot be used ({reason}); tiled is used")
+    return "tiled"
+
+
+def _fastest(device: torch.device) -> str:
+    """The backend made for a device."""
+    if device.type == "cpu":
+        return "cpu"
+    if device.type != "cuda" or torch.version.cuda is None:
+        return "tiled"
+    return "triton" if torch.cuda.get_device_capability(device) >= (8, 0) else "cuda"
+
+
+def _why_not(backend: str, device: torch.device, dtypes: _Dtypes, size: int) -> str | None:
+    """Why a backend cannot compute this, None if it can."""
+    if backend == "cpu":
+        if device.type != "cpu" or dtypes != (torch.float32, torch.float32):
+            return "it takes fp32 tensors in the CPU's memory"
+        return None if cpu.library() is not None else _NOT_BUILT
+    module = {"triton": triton_backend, "cuda": cuda}[backend]
+    return module.unsupported(dtypes, size) or module.available(device)
 
 
 @functools.cache

@@ -28,6 +28,8 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
 TUNING = ("-march=native",), ()
 TIMEOUT_S = 300
 """For one run of the compiler, and for waiting for another process that builds."""
+SILENT_S = 1
+"""So long a wait for another process needs no word."""
 
 PREBUILT = Path(__file__).with_name("prebuilt")
 LEVELS = {
@@ -46,6 +48,38 @@ def cache_folder() -> Path:
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kebiolm"
+
+
+def wait_for_lock(descriptor: int, lock_file: Path) -> None:
+    """Lock the open file of a build in the cache; one line on stderr says so where that takes longer than a moment.
+
+    Raises:
+        BuildError: another process does not give it back.
+        ImportError: a system without flock.
+    """
+    import fcntl
+
+    started, told = time.monotonic(), False
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = time.monotonic() - started
+            # Its holder hangs, or a network file system keeps the lock of a machine that is gone.
+            if waited > TIMEOUT_S:
+                raise BuildError(
+                    f"another process has held {lock_file} for {TIMEOUT_S} s: end it (fuser names it), or let "
+                    f"{CACHE_VARIABLE} name a folder on a local disk"
+                ) from None
+            if waited > SILENT_S and not told:
+                told = True
+                print(
+                    f"kebiolm: waiting for another process that builds the same kernel, at most {TIMEOUT_S} s "
+                    f"(it holds {lock_file})",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            time.sleep(0.1)
 
 
 def build() -> Path:
@@ -150,7 +184,7 @@ def _processor() -> str:
 def _compile_locked(compiler: list[str], library: Path) -> None:
     lock_file = library.with_suffix(".lock")
     with open(lock_file, "w") as lock:
-        _wait_for_lock(lock.fileno(), lock_file)
+        wait_for_lock(lock.fileno(), lock_file)
         if library.exists():
             return
         print("kebiolm: building the CPU kernel, once for this machine (some seconds)", file=sys.stderr, flush=True)
@@ -158,23 +192,6 @@ def _compile_locked(compiler: list[str], library: Path) -> None:
         for leftover in library.parent.glob(f"{library.stem}.*.tmp"):
             leftover.unlink(missing_ok=True)
         _compile(compiler, TUNING, library)
-
-
-def _wait_for_lock(descriptor: int, lock_file: Path) -> None:
-    import fcntl
-
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # Its holder hangs, or a network file system keeps the lock of a machine that is gone.
-            if time.monotonic() > deadline:
-                raise BuildError(
-                    f"another process has held {lock_file} for {TIMEOUT_S} s: end it (fuser names it), or let "
-                    f"{CACHE_VARIABLE} name a folder on a local disk"
-                ) from None
-            time.sleep(0.1)
 
 
 def _compile(compiler: list[str], tunings: tuple[tuple[str, ...], ...], library: Path) -> None:

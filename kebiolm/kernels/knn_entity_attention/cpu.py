@@ -29,7 +29,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def cpu_forward(h: Tensor, table: Tensor, gold: Tensor | None, options: Options) -> Found:
-    """The same arguments and results as `tiled.tiled_forward`; h and table are fp32 in the memory of the CPU."""
+    """The same arguments and results as `tiled.tiled_forward`; h and table are fp32 in the memory of the CPU.
+
+    Each thread keeps 16 k bytes for a mention: 0.6 MB at M = 400, k = 100.
+    """
     h, table = h.contiguous(), _with_dense_rows(table)
     gold = None if gold is None else gold.contiguous()
     mentions = h.shape[0]
@@ -71,7 +74,9 @@ def cpu_backward(saved: Saved, grads: Gradients, *, need_h: bool, need_table: bo
 
 
 def _with_dense_rows(table: Tensor) -> Tensor:
-    return table if table.stride(1) == 1 or table.shape[1] == 1 else table.contiguous()
+    """A table whose numbers of a row lie side by side, and whose rows do not overlap as those of an expanded one do."""
+    is_dense = table.stride(1) == 1 and table.stride(0) >= table.shape[1]
+    return table if is_dense else table.clone(memory_format=torch.contiguous_format)
 
 
 def _table_arguments(table: Tensor, first_row: int) -> tuple[Tensor | int, ...]:

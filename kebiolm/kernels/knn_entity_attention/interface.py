@@ -97,6 +97,7 @@ def knn_entity_attention(
 def check_arguments(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first_row: int) -> None:
     """Refuse, with a ValueError that names the argument, what does not fit together; `gold` by shape and dtype only."""
     for name, tensor in (("h", h), ("table", table)):
+        _check_is_dense(name, tensor)
         if tensor.ndim != 2:
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}; expected two dimensions")
         if not tensor.is_floating_point():
@@ -107,12 +108,22 @@ def check_arguments(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first
         raise ValueError("table: got no row; expected at least one entity")
     if table.device != h.device:
         raise ValueError(f"table: got device {table.device}; expected {h.device}, the device of h")
-    if isinstance(k, float) or k < 1:
-        raise ValueError(f"k: got {k}; expected a whole number of at least 1")
-    if not 0 <= first_row < table.shape[0]:
-        raise ValueError(f"first_row: got {first_row}; expected a row in [0, {table.shape[0]})")
-    if gold is None:
-        return
+    if not _is_whole(k) or k < 1:
+        raise ValueError(f"k: got {k!r}; expected a whole number of at least 1")
+    if not _is_whole(first_row) or not 0 <= first_row < table.shape[0]:
+        raise ValueError(f"first_row: got {first_row!r}; expected a row in [0, {table.shape[0]})")
+    if gold is not None:
+        _check_gold(gold, h)
+
+
+def _check_is_dense(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        got = f"a {tensor.layout} tensor" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name}: got {got}; expected a dense torch.Tensor")
+
+
+def _check_gold(gold: Tensor, h: Tensor) -> None:
+    _check_is_dense("gold", gold)
     if gold.ndim != 1 or gold.shape[0] != h.shape[0]:
         raise ValueError(f"gold: got shape {tuple(gold.shape)}; expected [{h.shape[0]}], one row for each row of h")
     if gold.dtype != torch.int64:
@@ -123,7 +134,12 @@ def check_arguments(h: Tensor, table: Tensor, gold: Tensor | None, k: int, first
 
 def check_options(block: int, filter_eps: float) -> None:
     """Refuse numbers out of range, likewise."""
-    if block not in BLOCKS:
-        raise ValueError(f"block: got {block}; expected one of {', '.join(map(str, BLOCKS))}")
-    if not 0 <= filter_eps < 1:
-        raise ValueError(f"filter_eps: got {filter_eps}; expected a probability in [0, 1)")
+    if not _is_whole(block) or block not in BLOCKS:
+        raise ValueError(f"block: got {block!r}; expected one of {', '.join(map(str, BLOCKS))}")
+    if not isinstance(filter_eps, int | float) or not 0 <= filter_eps < 1:
+        raise ValueError(f"filter_eps: got {filter_eps!r}; expected a probability in [0, 1)")
+
+
+def _is_whole(number: object) -> bool:
+    # torch.SymInt stands for a size under torch.compile.
+    return isinstance(number, int | torch.SymInt) and not isinstance(number, bool)

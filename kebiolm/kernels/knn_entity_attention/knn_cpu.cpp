@@ -202,10 +202,10 @@ inline float score_of(Candidate found) {
 // What one part of the table has seen of each mention. The sum is that of 2^(score * LOG2E - offset): an offset that
 // seldom changes, near the largest score so far, saves a pass over each block for its maximum.
 struct Seen {
-    int64_t k;
+    int64_t k;  // at most the entities of the part
     Floats offset, sum, lost, threshold;  // the true sum is sum - lost
     std::vector<int64_t> found;
-    std::vector<Candidate> candidates;  // [M][2 k]
+    std::vector<Candidate> candidates;  // [M][2 k]: what takes the memory, for each thread
 
     Seen(int64_t mentions, int64_t lanes, int64_t neighbours)
         : k(neighbours), offset(zeros(lanes)), sum(zeros(lanes)), lost(zeros(lanes)), threshold(zeros(lanes)),
@@ -328,7 +328,7 @@ void finish_mention(const std::vector<Seen>& parts, int64_t mention, const float
     std::vector<Candidate> all;
     for (const Seen& part : parts) {
         highest = std::max<double>(highest, part.offset[mention]);
-        const Candidate* const mine = part.candidates.data() + mention * 2 * k;
+        const Candidate* const mine = part.candidates.data() + mention * 2 * part.k;
         all.insert(all.end(), mine, mine + part.found[mention]);
     }
     for (const Seen& part : parts)
@@ -611,7 +611,8 @@ extern "C" int kebiolm_knn_forward(const float* h, int64_t M, const float* table
     for (int64_t m = 0; m < M; ++m) mentions[m] = m;
     const Floats packed = transpose(h, mentions, d, panels);
     std::vector<Seen> seen;
-    for (int64_t part = 0; part < parts; ++part) seen.emplace_back(M, panels.lanes, k);
+    for (int64_t part = 0; part < parts; ++part)
+        seen.emplace_back(M, panels.lanes, std::min(k, part_start(part + 1, parts, E) - part_start(part, parts, E)));
 #pragma omp parallel for schedule(static, 1) num_threads(parts)
     for (int64_t part = 0; part < parts; ++part) {
         const int64_t part_end = part_start(part + 1, parts, E);

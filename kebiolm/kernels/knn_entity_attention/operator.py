@@ -9,11 +9,13 @@ from torch import Tensor
 
 from kebiolm.kernels.knn_entity_attention.contract import Gradients, Options, Saved, compute_dtype
 from kebiolm.kernels.knn_entity_attention.cpu import cpu_backward, cpu_forward
+from kebiolm.kernels.knn_entity_attention.cuda import cuda_backward, cuda_forward
 from kebiolm.kernels.knn_entity_attention.tiled import tiled_backward, tiled_forward
+from kebiolm.kernels.knn_entity_attention.triton_backend import triton_backward, triton_forward
 
-FORWARD = {"cpu": cpu_forward, "tiled": tiled_forward}
-BACKWARD = {"cpu": cpu_backward, "tiled": tiled_backward}
-BACKENDS_WITH_MEAN = ()
+FORWARD = {"cpu": cpu_forward, "triton": triton_forward, "cuda": cuda_forward, "tiled": tiled_forward}
+BACKWARD = {"cpu": cpu_backward, "triton": triton_backward, "cuda": cuda_backward, "tiled": tiled_backward}
+BACKENDS_WITH_MEAN = ("triton", "cuda")
 """They compute `Found.mean` in the forward pass, from the same tiles."""
 
 _OPTIONS = "int k, int first_row, int block, float filter_eps, bool deterministic, bool want_mean"
@@ -91,8 +93,8 @@ knn_op.register_autograd(_backward, setup_context=_save)
 def check_gold_range(gold: Tensor | None, ignore_index: int, first_row: int, rows: int) -> None:
     """Refuse a gold row outside the table.
 
-    On the CPU at once; on a GPU as torch does it for indices, by an assertion on the device, so that the host need not
-    wait to know the values.
+    At once, but on a GPU of CUDA as torch does it for indices, by an assertion on the device, so that the host need
+    not wait to know the values.
 
     Raises:
         ValueError: names the first such row.
@@ -101,7 +103,7 @@ def check_gold_range(gold: Tensor | None, ignore_index: int, first_row: int, row
         return
     right = (gold == ignore_index) | ((gold >= first_row) & (gold < rows))
     expected = f"expected a row in [{first_row}, {rows}), or {ignore_index} for none"
-    if gold.device.type != "cpu":
+    if gold.device.type == "cuda":
         torch._assert_async(right.all(), f"gold: {expected}")
     elif not right.all():
         place = int((~right).nonzero()[0])

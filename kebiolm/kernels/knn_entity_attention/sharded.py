@@ -104,12 +104,14 @@ def sharded_knn_entity_attention(
         As `knn_entity_attention` for this rank's mentions; `topk_idx` are rows of the whole table.
 
     Raises:
-        ValueError: arguments do not fit together, here or on another rank; then every rank raises.
+        ValueError: arguments do not fit together, here or on another rank; then every rank raises. Any other error
+            in looking at them, such as the TypeError for a table that is None, is one on all ranks likewise.
     """
     if not dist.is_initialized():
         raise ValueError("group: got no process group; expected one, call torch.distributed.init_process_group first")
     mistake = None
-    call = torch.zeros(len(_Call._fields), dtype=torch.int64, device=h.device)
+    device = h.device if isinstance(h, Tensor) else None
+    call = torch.zeros(len(_Call._fields), dtype=torch.int64, device=device)
     try:
         interface.check_arguments(
             h, table_shard if len(table_shard) else table_shard.new_empty(1, *h.shape[1:]), gold, k, 0
@@ -118,7 +120,7 @@ def sharded_knn_entity_attention(
         chosen = choose_backend(backend, h, table_shard)
         golds = h.new_empty(0, dtype=torch.int64) if gold is None else gold.masked_fill(gold == ignore_index, first_row)
         call = _describe_call(h, table_shard, golds, k, first_row)
-    except ValueError as error:
+    except Exception as error:  # whatever it is, the other ranks wait for this one's answer
         mistake = error
     calls = _tell_all(call, group)
     if mistake is not None:
