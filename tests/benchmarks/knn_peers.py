@@ -110,6 +110,21 @@ def find_peers(table: Tensor) -> dict[str, dict[str, Callable[[Inputs], object]]
     return {FORWARD: forward, BOTH: backward}
 
 
+def with_wide_rows(inputs: Inputs) -> Inputs:
+    """The same numbers with zeros behind them, as training stores them for GPUs: rows of a multiple of 16 bytes."""
+    wide = [F.pad(tensor, (0, -SIZE % 8)) for tensor in (inputs.h, inputs.table, inputs.grad_att)]
+    return Inputs(wide[0], wide[1], inputs.gold, wide[2])
+
+
+def exact(work: str, inputs: Inputs) -> dict[str, Tensor]:
+    """What the results should be: naive in fp32 whatever the dtype of the inputs, a few mentions at a time."""
+    inputs = Inputs(inputs.h.float(), inputs.table.float(), inputs.gold, inputs.grad_att.float())
+    if work == BOTH:
+        return dict(zip(("grad_h", "grad_table"), both(naive, MENTIONS_AT_ONCE, inputs), strict=True))
+    found = _naive_forward(inputs)
+    return {name: getattr(found, name) for name in ("att", "lse", "gold_logit", "topk_val")}
+
+
 def _naive_forward(inputs: Inputs) -> KnnEntityAttentionOutput:
     at_once = 1 << 30 if inputs.h.is_cuda else NAIVE_AT_ONCE
     pieces = zip(inputs.h.split(at_once), inputs.gold.split(at_once), strict=True)
@@ -145,12 +160,21 @@ def _loss_and_topk(loss: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Inp
     return h.grad, table.grad
 
 
+def _forward_and_topk(loss: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Inputs) -> None:
+    with torch.no_grad():
+        loss(inputs.h, inputs.table, inputs.gold)
+    _topk_in_chunks(inputs)
+
+
 def _torch_linear_cross_entropy(inputs: Inputs) -> tuple[Tensor, Tensor]:
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=MENTIONS_AT_ONCE)
     return _loss_and_topk(lambda h, table, gold: F.linear_cross_entropy(h, table, gold, options=options), inputs)
 
 
 def _add_gpu_peers(forward: dict[str, Callable], backward: dict[str, Callable]) -> None:
+    # One for each number of mentions, with and without gradients; at its limit torch would go on without compiling.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     compiled = torch.compile(naive, dynamic=False)
     forward["torch.compile"] = lambda inputs: compiled(inputs.h, inputs.table, inputs.gold)
     backward["torch.compile"] = partial(both, compiled, 1 << 30)
@@ -158,8 +182,10 @@ def _add_gpu_peers(forward: dict[str, Callable], backward: dict[str, Callable]) 
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
 
         backward["Liger + topk"] = partial(_loss_and_topk, lambda h, table, gold: Liger.apply(h, table, gold)[0])
+        forward["Liger + topk"] = lambda inputs: _forward_and_topk(lambda *of: Liger.apply(*of)[0], inputs)
     if importlib.util.find_spec("cut_cross_entropy"):
         from cut_cross_entropy import linear_cross_entropy
 
-        exact = partial(linear_cross_entropy, filter_eps=None)
-        backward["CCE + topk"] = partial(_loss_and_topk, exact)
+        loss = partial(linear_cross_entropy, filter_eps=None)
+        backward["CCE + topk"] = partial(_loss_and_topk, loss)
+        forward["CCE + topk"] = partial(_forward_and_topk, loss)
