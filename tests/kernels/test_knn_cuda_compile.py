@@ -161,7 +161,7 @@ def test_a_build_that_hangs_is_not_waited_for_without_end(small_source, tmp_path
     monkeypatch.setattr(build_cpu, "TIMEOUT_S", 0.3)
     with open(cubin.with_suffix(".lock"), "w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        with pytest.raises(BuildError, match="another process has held .* for 0.3 s"):
+        with pytest.raises(BuildError, match=r"another process has held .* for 0\.3 s"):
             build_cuda.build(Kernels(V100, 100, 8))
 
 
