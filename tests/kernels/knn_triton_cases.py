@@ -18,6 +18,7 @@ from kebiolm.kernels.knn_entity_attention.triton_common import interpreting
 from kebiolm.kernels.knn_entity_attention.triton_settings import Settings
 from tests.kernels.test_knn_backends import DIFFERENTIABLE, assert_near, make_inputs
 from tests.kernels.test_knn_backends import run as run_operator
+from tests.kernels.through_operator import check_through_the_operator
 
 IN_INTERPRETER = interpreting()
 DEVICE = "cpu" if IN_INTERPRETER else "cuda"
@@ -422,3 +423,9 @@ def test_many_small_shares_beside_a_large_one_are_not_lost():
     expected, _ = exact(h, table, gold, 3, through=())
     loss = (found.lse - found.gold_logit).cpu().double()
     torch.testing.assert_close(loss, expected.lse - expected.gold_logit, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("with_gold", [True, False])
+def test_through_the_operator(with_gold):
+    h, table, gold = make_inputs(9, 200, 12, first_row=3)
+    check_through_the_operator("triton", h.to(DEVICE), table.to(DEVICE), gold.to(DEVICE) if with_gold else None)

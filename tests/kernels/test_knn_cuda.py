@@ -15,6 +15,7 @@ from kebiolm.kernels.knn_entity_attention.build_cpu import BuildError
 from kebiolm.kernels.knn_entity_attention.contract import Found, Gradients, Options, Saved
 from kebiolm.kernels.knn_entity_attention.reference import reference_knn_entity_attention
 from tests.kernels import emulate_cuda
+from tests.kernels.through_operator import check_through_the_operator
 
 NAMES = ("att", "lse", "gold_logit", "topk_val")
 # fp16 has a rounding error of 5e-4 at most: in att, in the gradients, and in probabilities on their way to a product.
@@ -479,6 +480,14 @@ def test_the_mean_is_made_only_where_it_is_wanted(emulated, monkeypatch):
     emulator.launched.clear()
     backward(problem, found, make_gradients(problem, ("lse", "gold_logit")), need_h=False)
     assert emulator.launched == ["table_gradient"]
+
+
+@pytest.mark.parametrize("with_gold", [True, False])
+def test_through_the_operator(device, monkeypatch, with_gold):
+    monkeypatch.setattr(cuda, "available", lambda device: None)
+    problem = make_problem(device, mentions=9, entities=200, size=12, first_row=3)
+    gold = problem.gold.masked_fill(problem.gold < 0, -100) if with_gold else None
+    check_through_the_operator("cuda", problem.h, problem.table, gold, tolerance=1e-3)
 
 
 def test_what_the_backend_does_not_take():
