@@ -206,7 +206,7 @@ def _select(values: Tensor, chosen: Tensor, blocks: _Blocks | None = None, score
     ids, block, first_row = blocks or (None, 0, 0)
     padded = max(32, 1 << (size - 1).bit_length())
     rows_at_once = max(1, min(16, 4096 // padded))
-    warps = max(4, min(16, padded // 1024))
+    warps = max(4, min(16, padded // 512))
     forward_kernels().select_kernel[(-(-rows // rows_at_once),)](
         values, ids, chosen, scores, rows, size, count, first_row,
         SIZE=padded, STEP=min(padded, 256 * warps // rows_at_once), ROWS=rows_at_once, B=block, num_warps=warps,

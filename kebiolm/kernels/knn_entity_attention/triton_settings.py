@@ -78,11 +78,11 @@ DEFAULTS = {
         80: {256: Settings(64, 64, 8, 2)},
     },
     ("mean", "ieee"): {
-        90: {64: Settings(64, 32, 8, 2), 128: Settings(64, 64, 8, 2), 256: Settings(64, 32, 8, 2)},
-        80: {64: Settings(64, 32, 8, 2), 128: Settings(64, 64, 8, 2), 256: Settings(64, 32, 8, 2)},
+        90: {64: Settings(64, 32, 8, 2), 128: Settings(32, 64, 8, 2), 256: Settings(64, 32, 8, 2)},
+        80: {64: Settings(64, 32, 8, 2), 128: Settings(32, 32, 8, 2), 256: Settings(64, 32, 8, 2)},
     },
     ("table", "ieee"): {
-        90: {128: Settings(64, 64, 8, 2), 256: Settings(32, 64, 8, 2)},
+        90: {64: Settings(64, 64, 8, 2), 256: Settings(32, 64, 8, 2)},
         80: {64: Settings(64, 64, 8, 2), 256: Settings(32, 64, 8, 2)},
     },
 }
