@@ -128,7 +128,7 @@ def _plot(cases: dict[str, Case], to: Path) -> None:
     from matplotlib import pyplot as plt
 
     colours = {peer: f"C{number}" for number, peer in enumerate(PEERS)}
-    usual = {int(case.split(",")[0]): found for case, found in cases.items() if case.endswith("usual")}
+    usual = dict(sorted((int(case.split(",")[0]), found) for case, found in cases.items() if case.endswith("usual")))
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, layout="constrained")
     for column, work in enumerate((FORWARD, BOTH)):
         for peer in next(iter(usual.values()))[work]:
