@@ -53,6 +53,8 @@ def test_reasons_why_it_cannot_be_used(monkeypatch):
     assert "7.0" in available(gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert available(gpu) is None
+    monkeypatch.setattr(triton_backend.importlib.metadata, "version", lambda _: "3.2.0")
+    assert available(gpu) == "triton 3.2 is installed, and 3.3 is the oldest"
     monkeypatch.setattr(triton_backend.importlib.util, "find_spec", lambda _: None)
     assert "not installed" in available(gpu)
 

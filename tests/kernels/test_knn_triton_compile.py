@@ -1,12 +1,13 @@
 """The Triton kernels compiled for A100 (sm_80) and H100/H200 (sm_90), which needs no GPU.
 
 What is launched is taken from the host code itself: it runs on the CPU with kernels that only note how they are
-called. `python -m tests.kernels.test_knn_triton_compile` prints registers and shared memory of all settings.
+called. `python -m tests.kernels.test_knn_triton_compile` prints registers, stack and shared memory of each.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import subprocess
 import tempfile
@@ -39,6 +40,9 @@ TYPES = {
 ENTITIES = 477_039
 LARGE = ("search_kernel", "table_kernel")
 MULTIPLYING = (*LARGE, "candidates_kernel")
+SMALL_STACK = 16
+"""Bytes: some versions of the compiler put a number or two of the small kernels there, to run more at once."""
+INPUTS = [(torch.float16, 104), (torch.float16, 100), (torch.bfloat16, 104), (torch.float32, 104)]
 
 
 class Launch(NamedTuple):
@@ -115,7 +119,7 @@ def assert_good(launch: Launch, arch: int) -> None:
     name = launch.kernel.__name__
     assert binary.metadata.shared <= SHARED_MEMORY[arch], name
     _, stack = registers_and_stack(binary)
-    assert stack == 0, f"{name} spills"
+    assert stack <= (0 if name in LARGE else SMALL_STACK), f"{name} spills"
     if name in MULTIPLYING and launch.arguments["PRECISION"] != "ieee":
         # Large tiles on sm_90 are multiplied by a group of warps at once.
         wanted = "wgmma.mma_async" if arch == 90 and name in LARGE else "mma.sync"
@@ -141,7 +145,7 @@ def test_all_kernels_of_a_step(arch, monkeypatch):
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("dtype,size", [(torch.float16, 100), (torch.bfloat16, 104), (torch.float32, 104)], ids=str)
+@pytest.mark.parametrize("dtype,size", INPUTS[1:], ids=str)
 def test_large_kernels(arch, dtype, size, monkeypatch):
     for launch in launches_of_a_step(monkeypatch, arch, dtype, size):
         if launch.kernel.__name__ in LARGE:
@@ -160,3 +164,24 @@ def test_numbers_that_change_do_not_compile_anew(monkeypatch):
         for each in kernel.params:
             changes = isinstance(arguments[each.name], int) and not each.is_constexpr
             assert each.do_not_specialize or not changes, (kernel.__name__, each.name)
+
+
+def print_table() -> None:
+    """Registers of a thread, stack and shared memory of all kernels, for the settings that are used."""
+    print("arch  dtype     d    kernel             tile     warps stages registers stack shared")
+    for arch, (dtype, size) in itertools.product((80, 90), INPUTS):
+        with pytest.MonkeyPatch.context() as patch:
+            for launch in launches_of_a_step(patch, arch, dtype, size):
+                binary, of = compiled(launch, arch), launch.arguments
+                registers, stack = registers_and_stack(binary)
+                name = launch.kernel.__name__.removesuffix("_kernel") + (" (end)" if of.get("SHORT") else "")
+                tile = f"{of.get('BM', '-')}x{of.get('BN', '-')}"
+                options = f"{launch.options['num_warps']:5} {launch.options.get('num_stages', '-'):>6}"
+                shared = binary.metadata.shared
+                print(
+                    f"sm_{arch} {TYPES[dtype]:8} {size:4} {name:18} {tile:8} {options} {registers:9} {stack:5} {shared:6}"
+                )
+
+
+if __name__ == "__main__":
+    print_table()

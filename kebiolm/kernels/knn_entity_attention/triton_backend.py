@@ -15,6 +15,7 @@ makes the host wait for the GPU.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 
 import torch
@@ -26,6 +27,9 @@ from kebiolm.kernels.knn_entity_attention.triton_settings import MAX_WIDTH
 
 __all__ = ["MAX_WIDTH", "available", "triton_backward", "triton_forward", "unsupported"]
 
+OLDEST = (3, 3)
+"""Triton 3.2 reports errors when it overlaps the search with its copies."""
+
 
 def available(device: torch.device) -> str | None:
     """Why the kernels cannot run on this device, in one line; None if they can.
@@ -36,10 +40,20 @@ def available(device: torch.device) -> str | None:
         return "triton is not installed"
     if interpreting():
         return None
+    if (version := _triton_version()) < OLDEST:
+        return f"triton {'.'.join(map(str, version))} is installed, and {'.'.join(map(str, OLDEST))} is the oldest"
     if device.type != "cuda" or torch.version.cuda is None:
         return f"no CUDA device: the tensors are on {device}"
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"the GPU has compute capability {major}.{minor}; it takes 8.0 and newer"
+
+
+def _triton_version() -> tuple[int, int]:
+    try:
+        major, minor, *_ = importlib.metadata.version("triton").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return OLDEST  # it comes under another name with nightly builds of torch
+    return int(major), int(minor)
 
 
 def unsupported(dtypes: tuple[torch.dtype, torch.dtype], size: int) -> str | None:
