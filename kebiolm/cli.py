@@ -365,7 +365,9 @@ def encode(
     model: Annotated[Path, typer.Argument(help="Folder made by `kebiolm export`.")],
     text: Annotated[str | None, typer.Argument(help="The text to encode.")] = None,
     *,
-    file: Annotated[Path | None, typer.Option(help="Texts to encode, one per line; - for stdin.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Texts to encode, one per line, blank ones too; - for stdin.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="File to write: .npy, .safetensors or .jsonl.")],
     mentions: Annotated[bool, typer.Option("--mentions", help="Vectors of the mentions, not of the texts.")] = False,
     index: Annotated[Path | None, typer.Option(help="Made by `kebiolm index`: search it, not the table.")] = None,

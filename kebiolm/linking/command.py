@@ -85,7 +85,8 @@ def encode(
     Args:
         model: folder made by `kebiolm export`.
         text: one text, or None to read `file`.
-        file: texts, one per line, "-" for stdin; blank lines are skipped.
+        file: texts, one per line, "-" for stdin; a blank line is a text without pieces, so that numbers stay those of
+            the lines.
         out: file to write.
         mentions: vectors of the detected mentions in the space of entities, in place of those of whole texts.
         index: made by `kebiolm index`, to search in place of the whole entity table.
@@ -100,7 +101,7 @@ def encode(
         expected = f"a file for {what}: {', '.join(allowed)}"
         raise UserError(out, got=f"the ending {out.suffix!r}", expected=expected, mend="choose one of these")
     refuse_existing(out, overwrite=overwrite)
-    texts = read_texts(text, file, command="encode")
+    texts = read_texts(text, file, command="encode", every_line=True)
 
     from kebiolm.linking.api import KeBioLM
 
@@ -177,8 +178,14 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise UserError(path, got=got, expected="a new file", mend="choose another file or give --overwrite")
 
 
-def read_texts(text: str | None, file: Path | None, *, command: str) -> list[str]:
+def read_texts(text: str | None, file: Path | None, *, command: str, every_line: bool = False) -> list[str]:
     """The one text, or those of a file, one per line.
+
+    Args:
+        text: one text, or None to read `file`.
+        file: texts, one per line, "-" for stdin.
+        command: named in the messages.
+        every_line: keep blank lines and spaces at the ends, so that results have the numbers of the lines.
 
     Raises:
         UserError: there is no text or two sources of them, or the file cannot be read; `command` is named.
@@ -198,12 +205,14 @@ def read_texts(text: str | None, file: Path | None, *, command: str) -> list[str
     # Only line feeds end a line: str.splitlines would also cut at characters that occur inside texts.
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
-            lines.append(line.decode("utf-8").strip())
+            lines.append(line.decode("utf-8").removesuffix("\r"))
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{file}:{number}", got=f"invalid UTF-8 ({error})", expected="UTF-8", mend="convert the file"
             ) from None
-    texts = [line for line in lines if line]
-    if not texts:
+    if lines[-1] == "":  # what is behind the last line feed is no line
+        lines.pop()
+    texts = lines if every_line else [line.strip() for line in lines if line.strip()]
+    if not any(line.strip() for line in texts):
         raise UserError(file, got="no text", expected="one text per line", mend="give a file with text")
     return texts

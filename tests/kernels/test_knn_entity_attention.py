@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,6 +70,13 @@ def test_no_mentions_still_has_a_graph():
     assert table.grad.abs().sum() == 0
 
 
+def test_whole_numbers_of_numpy_are_taken():
+    h, table, gold = inputs()
+    expected = knn_entity_attention(h, table, gold, 4, first_row=0)
+    found = knn_entity_attention(h, table, gold, np.int64(4), first_row=np.int32(0), block=np.int64(32))
+    assert torch.equal(found.att, expected.att)
+
+
 def test_no_gold():
     h, table, _ = inputs()
     assert knn_entity_attention(h, table).gold_logit.tolist() == [0.0] * 6
@@ -100,6 +108,7 @@ def test_half_precision_inputs_are_summed_in_fp32(dtype):
         ({"table": torch.zeros(17, 5, device="meta")}, "table: got device meta; expected cpu"),
         ({"k": 0}, "k: got 0; expected a whole number of at least 1"),
         ({"k": 2.5}, r"k: got 2\.5; expected a whole number"),
+        ({"ignore_index": None}, "ignore_index: got None; expected a whole number"),
         ({"k": "5"}, "k: got '5'; expected a whole number"),
         ({"k": None}, "k: got None"),
         ({"first_row": 1.5}, r"first_row: got 1\.5; expected a row"),

@@ -177,10 +177,8 @@ def print_table() -> None:
                 name = launch.kernel.__name__.removesuffix("_kernel") + (" (end)" if of.get("SHORT") else "")
                 tile = f"{of.get('BM', '-')}x{of.get('BN', '-')}"
                 options = f"{launch.options['num_warps']:5} {launch.options.get('num_stages', '-'):>6}"
-                shared = binary.metadata.shared
-                print(
-                    f"sm_{arch} {TYPES[dtype]:8} {size:4} {name:18} {tile:8} {options} {registers:9} {stack:5} {shared:6}"
-                )
+                used = f"{registers:9} {stack:5} {binary.metadata.shared:6}"
+                print(f"sm_{arch} {TYPES[dtype]:8} {size:4} {name:18} {tile:8} {options} {used}")
 
 
 if __name__ == "__main__":

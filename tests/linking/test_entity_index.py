@@ -389,6 +389,18 @@ def test_encode_texts(ending: str, exact: KeBioLM, encode: Any) -> None:
     np.testing.assert_allclose(vectors, exact.encode(TEXTS), atol=1e-5)
 
 
+def test_encoded_lines_keep_their_numbers(folder: Path, tmp_path: Path, run: Any) -> None:
+    file, out = tmp_path / "lines.txt", tmp_path / "lines.safetensors"
+    file.write_text(f"the patient\n\n  {TEXTS[0]}\r\n\n", encoding="utf-8")
+    assert run("encode", folder, "--file", file, "--out", out, "--mentions")[0] == 0
+    found = load_file(out)
+    assert set(found["text"].tolist()) == {2}
+    assert found["start"].min() >= 2
+    assert run("encode", folder, "--file", file, "--out", tmp_path / "lines.npy")[0] == 0
+    vectors = np.load(tmp_path / "lines.npy")
+    assert vectors.shape[0] == 4 and not vectors[[1, 3]].any() and vectors[[0, 2]].any(axis=1).all()
+
+
 def test_encode_with_an_index(folder: Path, tmp_path: Path, run: Any, encode: Any) -> None:
     assert run("index", folder, "--kind", "flat", "--out", tmp_path / "index")[0] == 0
     exact = np.load(encode(".npy"))

@@ -53,7 +53,7 @@ def choose_backend(requested: str, h: Tensor, table: Tensor) -> str:
 def _choose(requested: str, device: torch.device, dtypes: _Dtypes, size: int, fits: bool) -> str:
     where = "backend"
     if requested == "auto":
-        where, requested = VARIABLE, os.environ.get(VARIABLE, "auto")
+        where, requested = VARIABLE, os.environ.get(VARIABLE) or "auto"
     if requested not in (*BACKENDS, "auto"):
         raise ValueError(f"{where}: got {requested!r}; expected one of {', '.join(BACKENDS)}, auto")
     if requested in ("tiled", "reference"):

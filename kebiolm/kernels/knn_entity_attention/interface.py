@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -75,6 +76,8 @@ def knn_entity_attention(
     """
     check_arguments(h, table, gold, k, first_row)
     check_options(block, filter_eps)
+    if not _is_whole(ignore_index):
+        raise ValueError(f"ignore_index: got {ignore_index!r}; expected a whole number")
     chosen = choose_backend(backend, h, table)
     if chosen == "reference":
         if not torch.compiler.is_compiling():
@@ -83,9 +86,9 @@ def knn_entity_attention(
             *reference_knn_entity_attention(h, table, gold, k, ignore_index=ignore_index, first_row=first_row)
         )
     options = Options(
-        k=min(k, table.shape[0] - first_row),
-        first_row=first_row,
-        block=block,
+        k=min(_plain(k), table.shape[0] - _plain(first_row)),
+        first_row=_plain(first_row),
+        block=_plain(block),
         filter_eps=filter_eps,
         deterministic=deterministic is not False,
         # The gradient of lse by h. Without gold entities there is no linking loss, and it would be made for nothing.
@@ -141,5 +144,10 @@ def check_options(block: int, filter_eps: float) -> None:
 
 
 def _is_whole(number: object) -> bool:
-    # torch.SymInt stands for a size under torch.compile.
-    return isinstance(number, int | torch.SymInt) and not isinstance(number, bool)
+    # Also NumPy's; torch.SymInt stands for a size under torch.compile.
+    return isinstance(number, Integral | torch.SymInt) and not isinstance(number, bool)
+
+
+def _plain(number: int) -> int:
+    """NumPy's whole numbers as Python's, which torch wants."""
+    return number if isinstance(number, int | torch.SymInt) else int(number)

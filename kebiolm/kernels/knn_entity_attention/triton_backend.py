@@ -59,5 +59,5 @@ def _triton_version() -> tuple[int, int]:
 def unsupported(dtypes: tuple[torch.dtype, torch.dtype], size: int) -> str | None:
     """Why mentions and table of these dtypes, and of this entity size, are not for this backend; None: they are."""
     if not {torch.float16, torch.bfloat16, torch.float32}.issuperset(dtypes):
-        return f"it takes fp16, bf16 and fp32 tensors, not {' and '.join(str(dtype) for dtype in dtypes)}"
+        return f"it takes fp16, bf16 and fp32, not fp64: these are {dtypes[0]} and {dtypes[1]}"
     return f"it takes rows of at most {MAX_WIDTH} dimensions" if size > MAX_WIDTH else None
