@@ -57,7 +57,9 @@ def _build(kernels: Kernels) -> bytes:
 )
 def test_tensor_cores_and_no_spills(kernels):
     code, log = build_cuda.compile_source(_nvrtc(kernels), kernels, "--ptxas-options=-v")
-    assert "warning" not in log
+    # From 12.8 on NVRTC says of each older card that a later release will leave it out.
+    warnings = [line for line in log.splitlines() if "warning" in line and "deprecated" not in line]
+    assert not warnings
     used = {
         name: (spilled, int(registers))
         for name, spilled, registers in re.findall(

@@ -151,7 +151,7 @@ def gold_score(h, table, mention, gold, H_STRIDE: tl.constexpr, TABLE_STRIDE: tl
     there = columns < D
     query = tl.load(h + mention.to(tl.int64) * H_STRIDE + columns, mask=there, other=0.0).to(tl.float32)
     entity_start = table + gold.to(tl.int64) * TABLE_STRIDE
-    entity = tl.load(entity_start + columns, mask=there & (gold >= 0), other=0.0).to(tl.float32)
+    entity = tl.load(entity_start + columns, mask=columns < tl.where(gold >= 0, D, 0), other=0.0).to(tl.float32)
     return tl.where(gold >= 0, tl.sum(query * entity, 0), float("-inf")), entity
 
 
