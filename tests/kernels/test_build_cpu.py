@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kebiolm.kernels import knn_entity_attention
-from kebiolm.kernels.knn_entity_attention import build_cpu, cpu
+from kebiolm.kernels.knn_entity_attention import build_cache, build_cpu, cpu
 from tests.kernels.test_knn_backends import DIFFERENTIABLE, assert_near, make_inputs, run
 
 COMPILER = """#!/bin/sh
@@ -45,7 +45,7 @@ def compiler_runs(tmp_path: Path, monkeypatch) -> Path:
     script, runs = tmp_path / "compiler", tmp_path / "runs"
     script.write_text(COMPILER)
     script.chmod(0o755)
-    for name, value in {"CXX": script, "RUNS": runs, build_cpu.CACHE_VARIABLE: tmp_path / "cache"}.items():
+    for name, value in {"CXX": script, "RUNS": runs, build_cache.CACHE_VARIABLE: tmp_path / "cache"}.items():
         monkeypatch.setenv(name, str(value))
     return runs
 
@@ -100,32 +100,32 @@ def test_a_build_that_hangs_is_not_waited_for_without_end(compiler_runs, monkeyp
     library = build_cpu.build()
     lock = library.with_suffix(".lock")
     library.unlink()
-    monkeypatch.setattr(build_cpu, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(build_cache, "TIMEOUT_S", 0.3)
     with open(lock, "w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        with pytest.raises(build_cpu.BuildError, match=f"held {lock} for 0.3 s: .*{build_cpu.CACHE_VARIABLE}"):
+        with pytest.raises(build_cache.BuildError, match=f"held {lock} for 0.3 s: .*{build_cache.CACHE_VARIABLE}"):
             build_cpu.build()
     assert compiler_runs.read_text() == "run\n"
 
 
 def test_a_wait_for_another_process_is_told_once(compiler_runs, monkeypatch, capfd):
     lock_file = compiler_runs.with_suffix(".lock")
-    monkeypatch.setattr(build_cpu, "TIMEOUT_S", 0.5)
-    monkeypatch.setattr(build_cpu, "SILENT_S", 0)
+    monkeypatch.setattr(build_cache, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(build_cache, "SILENT_S", 0)
     with open(lock_file, "w") as holder, open(lock_file) as waiter:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        with pytest.raises(build_cpu.BuildError):
-            build_cpu.wait_for_lock(waiter.fileno(), lock_file)
+        with pytest.raises(build_cache.BuildError):
+            build_cache._wait_for_lock(waiter.fileno(), lock_file)
         assert capfd.readouterr().err.splitlines() == [
-            f"kebiolm: waiting for another process that builds the same kernel, at most 0.5 s (it holds {lock_file})"
+            f"kebiolm: waiting for another process that builds the same, at most 0.5 s (it holds {lock_file})"
         ]
         fcntl.flock(holder, fcntl.LOCK_UN)
-        build_cpu.wait_for_lock(waiter.fileno(), lock_file)
+        build_cache._wait_for_lock(waiter.fileno(), lock_file)
     assert not capfd.readouterr().err
 
 
 def test_prebuilt_libraries_are_used_without_a_compiler(prebuilt, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv(build_cpu.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(build_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     prebuilt.mkdir()
     of_older_source = prebuilt / f"knn_cpu-{platform.machine()}-x86-64-0123.so"
     of_older_source.write_text("")
@@ -152,7 +152,7 @@ def test_prebuilt_libraries_are_used_without_a_compiler(prebuilt, monkeypatch, t
     source = tmp_path / "other.cpp"
     source.write_text("other")
     monkeypatch.setattr(build_cpu, "SOURCE", source)
-    with pytest.raises(build_cpu.BuildError, match="no-such-compiler"):
+    with pytest.raises(build_cache.BuildError, match="no-such-compiler"):
         build_cpu.build()
 
 
@@ -171,8 +171,8 @@ def test_prebuilding_says_why_it_fails(monkeypatch):
 )
 def test_no_working_compiler(monkeypatch, tmp_path, compiler, message):
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv(build_cpu.CACHE_VARIABLE, str(tmp_path))
-    with pytest.raises(build_cpu.BuildError, match=message):
+    monkeypatch.setenv(build_cache.CACHE_VARIABLE, str(tmp_path))
+    with pytest.raises(build_cache.BuildError, match=message):
         build_cpu.build()
 
 
@@ -180,16 +180,16 @@ def test_a_source_that_does_not_compile(monkeypatch, tmp_path):
     source = tmp_path / "broken.cpp"
     source.write_text("int broken(")
     monkeypatch.setattr(build_cpu, "SOURCE", source)
-    monkeypatch.setenv(build_cpu.CACHE_VARIABLE, str(tmp_path / "cache"))
-    with pytest.raises(build_cpu.BuildError, match=r"failed: .*broken\.cpp"):
+    monkeypatch.setenv(build_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    with pytest.raises(build_cache.BuildError, match=r"failed: .*broken\.cpp"):
         build_cpu.build()
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_a_cache_that_cannot_be_written(compiler_runs, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(build_cpu.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    with pytest.raises(build_cpu.BuildError, match="NotADirectoryError"):
+    monkeypatch.setenv(build_cache.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    with pytest.raises(build_cache.BuildError, match="NotADirectoryError"):
         build_cpu.build()
 
 
@@ -199,7 +199,7 @@ def test_paths_for_older_processors(architecture, monkeypatch, tmp_path):
     if architecture == "haswell" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no AVX2")
     monkeypatch.setattr(build_cpu, "TUNING", ((f"-march={architecture}",),))
-    monkeypatch.setenv(build_cpu.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(build_cache.CACHE_VARIABLE, str(tmp_path))
     library = ctypes.CDLL(str(build_cpu.build()))
     monkeypatch.setattr(cpu, "library", lambda: library)
     for mentions, entities, size, k in [(1, 70, 5, 3), (97, 1000, 29, 10), (25, 36, 8, 100)]:

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kebiolm.kernels.knn_entity_attention import build_cpu, build_cuda, cuda, launch_cuda
-from kebiolm.kernels.knn_entity_attention.build_cpu import CACHE_VARIABLE, BuildError
+from kebiolm.kernels.knn_entity_attention import build_cache, build_cuda, cuda, launch_cuda
+from kebiolm.kernels.knn_entity_attention.build_cache import CACHE_VARIABLE, BuildError
 from kebiolm.kernels.knn_entity_attention.build_cuda import Kernels
 
 V100, TURING, AMPERE, HOPPER = (7, 0), (7, 5), (8, 0), (9, 0)
@@ -160,7 +160,7 @@ def test_a_build_that_hangs_is_not_waited_for_without_end(small_source, tmp_path
     build_cuda.build(Kernels(V100, 100, 8))
     (cubin,) = (tmp_path / "cache").glob("*.cubin")
     cubin.unlink()
-    monkeypatch.setattr(build_cpu, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(build_cache, "TIMEOUT_S", 0.3)
     with open(cubin.with_suffix(".lock"), "w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         with pytest.raises(BuildError, match=r"another process has held .* for 0\.3 s"):

@@ -11,7 +11,7 @@ import torch
 
 from kebiolm.kernels import knn_entity_attention
 from kebiolm.kernels.knn_entity_attention import backends, cpu
-from kebiolm.kernels.knn_entity_attention.build_cpu import BuildError
+from kebiolm.kernels.knn_entity_attention.build_cache import BuildError
 from kebiolm.kernels.knn_entity_attention.contract import Options
 from kebiolm.kernels.knn_entity_attention.operator import knn_op
 from tests.kernels.test_knn_backends import assert_near, make_inputs
@@ -55,14 +55,14 @@ def test_compiles_into_one_graph(backend, dynamic, monkeypatch):
             torch.testing.assert_close(grad, other)
 
 
-def chosen(requested="auto", *, device="cpu", dtype=torch.float32, size=100, fits=True):
-    return backends._choose(requested, torch.device(device), (dtype, dtype), size, fits)
+def chosen(requested="auto", *, device="cpu", dtype=torch.float32, fitting=("cpu", "triton", "cuda")):
+    return backends._choose(requested, torch.device(device), (dtype, dtype), fitting)
 
 
 def test_choice_of_the_backend(monkeypatch):
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     assert chosen() == "cpu"
-    assert chosen(dtype=torch.bfloat16) == chosen(fits=False) == chosen(device="meta") == "tiled"
+    assert chosen(dtype=torch.bfloat16) == chosen(fitting=()) == chosen(device="meta") == "tiled"
     monkeypatch.setenv(backends.VARIABLE, "reference")
     assert chosen() == "reference"
     assert chosen("tiled") == "tiled"
@@ -83,17 +83,16 @@ def test_a_forced_backend_that_cannot_do_it_is_said_once():
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "size", "expected", "reason"),
+    ("capability", "dtype", "expected", "reason"),
     [
-        ((9, 0), torch.float16, 104, "triton", None),
-        ((8, 0), torch.float32, 100, "triton", None),
-        ((8, 0), torch.float64, 100, "tiled", "fp64"),
-        ((7, 0), torch.float16, 104, "cuda", None),
-        ((7, 5), torch.float16, 200, "tiled", "at most 128 dimensions"),
-        ((7, 0), torch.float32, 100, "tiled", "fp16"),
+        ((9, 0), torch.float16, "triton", None),
+        ((8, 0), torch.float32, "triton", None),
+        ((8, 0), torch.float64, "tiled", "fp64"),
+        ((7, 0), torch.float16, "cuda", None),
+        ((7, 0), torch.float32, "tiled", "fp16"),
     ],
 )
-def test_choice_on_gpus(monkeypatch, capability, dtype, size, expected, reason):  # noqa: PLR0917
+def test_choice_on_gpus(monkeypatch, capability, dtype, expected, reason):
     # Which GPU is there is made up; what each backend takes is not.
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     monkeypatch.setattr(torch.version, "cuda", "12.6")
@@ -103,11 +102,25 @@ def test_choice_on_gpus(monkeypatch, capability, dtype, size, expected, reason):
     backends._warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert chosen(device="cuda:0", dtype=dtype, size=size) == expected
-        assert chosen(device="cuda:0", dtype=dtype, size=size) == expected
+        assert chosen(device="cuda:0", dtype=dtype) == expected
+        assert chosen(device="cuda:0", dtype=dtype) == expected
     assert len(caught) == (reason is not None)
     if reason:
         assert reason in str(caught[0].message)
+
+
+def test_sizes_that_do_not_fit(monkeypatch):
+    asked = []
+    monkeypatch.setattr(backends, "_choose", lambda *arguments: asked.append(arguments[-1]))
+    h = torch.empty(2, 200, device="meta")
+    backends.choose_backend("auto", h, torch.empty(5, 200, device="meta"))
+    backends.choose_backend("auto", h, torch.empty(2**31, 200, device="meta"))
+    backends.choose_backend("auto", h[:, :128], torch.empty(5, 128, device="meta"))
+    assert asked == [("cpu", "triton"), (), ("cpu", "triton", "cuda")]
+    monkeypatch.undo()
+    backends._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="of at most 128 dimensions"):
+        assert chosen("cuda", device="cuda", dtype=torch.float16, fitting=("cpu", "triton")) == "tiled"
 
 
 def test_without_the_kernel_tiled_is_used_and_said_once(monkeypatch):

@@ -20,8 +20,9 @@ BACKENDS = ("cpu", "triton", "cuda", "tiled", "reference")
 cores of V100 and T4. tiled: PyTorch, any device and dtype. reference: PyTorch that holds all M x E scores."""
 MAX_ENTITIES = 2**31 - 1
 """The compiled backends keep rows in 32 bits; tiled does larger tables."""
+MAX_SIZES = {"cpu": None, "triton": triton_backend.MAX_SIZE, "cuda": cuda.MAX_SIZE}
+"""Dimensions that the compiled backends take; None: any number."""
 
-_LARGEST_SIZE = 1 << 62
 _NOT_BUILT = "it could not be built"
 _Dtypes = tuple[torch.dtype, torch.dtype]
 """Of mentions and table."""
@@ -38,19 +39,17 @@ def choose_backend(requested: str, h: Tensor, table: Tensor) -> str:
     Raises:
         ValueError: there is no backend of this name.
     """
-    # Sizes as branches and not as arguments: under torch.compile they would be symbols, and the choice is a constant.
-    fits = True
-    if table.shape[0] > MAX_ENTITIES:
-        fits = False
-    size = _LARGEST_SIZE
-    for limit in (cuda.MAX_SIZE, triton_backend.MAX_WIDTH):
-        if h.shape[1] <= limit < size:
-            size = limit
-    return _choose(requested, h.device, (h.dtype, table.dtype), size, fits)
+    # Which ones the sizes fit, and not the sizes: under torch.compile these are symbols, and the choice is a constant.
+    fitting = []
+    if table.shape[0] <= MAX_ENTITIES:
+        for backend, limit in MAX_SIZES.items():
+            if limit is None or h.shape[1] <= limit:
+                fitting.append(backend)
+    return _choose(requested, h.device, (h.dtype, table.dtype), tuple(fitting))
 
 
 @torch.compiler.assume_constant_result
-def _choose(requested: str, device: torch.device, dtypes: _Dtypes, size: int, fits: bool) -> str:
+def _choose(requested: str, device: torch.device, dtypes: _Dtypes, fitting: tuple[str, ...]) -> str:
     where = "backend"
     if requested == "auto":
         where, requested = VARIABLE, os.environ.get(VARIABLE) or "auto"
@@ -61,7 +60,12 @@ def _choose(requested: str, device: torch.device, dtypes: _Dtypes, size: int, fi
     wanted = _fastest(device) if requested == "auto" else requested
     if wanted == "tiled":
         return wanted
-    reason = "the table has too many rows" if not fits else _why_not(wanted, device, dtypes, size)
+    if wanted in fitting:
+        reason = _why_not(wanted, device, dtypes)
+    else:
+        reason = f"it takes at most {MAX_ENTITIES:,} rows"
+        if size := MAX_SIZES[wanted]:
+            reason += f" of at most {size} dimensions"
     if reason is None:
         return wanted
     if reason is not _NOT_BUILT:  # of which cpu.library() warns, with the compiler's words
@@ -78,14 +82,14 @@ def _fastest(device: torch.device) -> str:
     return "triton" if torch.cuda.get_device_capability(device) >= (8, 0) else "cuda"
 
 
-def _why_not(backend: str, device: torch.device, dtypes: _Dtypes, size: int) -> str | None:
+def _why_not(backend: str, device: torch.device, dtypes: _Dtypes) -> str | None:
     """Why a backend cannot compute this, None if it can."""
     if backend == "cpu":
         if device.type != "cpu" or dtypes != (torch.float32, torch.float32):
             return "it takes fp32 tensors in the CPU's memory"
         return None if cpu.library() is not None else _NOT_BUILT
     module = {"triton": triton_backend, "cuda": cuda}[backend]
-    return module.unsupported(dtypes, size) or module.available(device)
+    return module.unsupported(dtypes) or module.available(device)
 
 
 @functools.cache

@@ -16,20 +16,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
+from kebiolm.kernels.knn_entity_attention.build_cache import BuildError, build_once, hash_of
+
 SOURCE = Path(__file__).with_name("knn_cpu.cpp")
-CACHE_VARIABLE = "KEBIOLM_CACHE"
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
 # The second is for compilers that do not know the processor they run on.
 TUNING = ("-march=native",), ()
 TIMEOUT_S = 300
-"""For one run of the compiler, and for waiting for another process that builds."""
-SILENT_S = 1
-"""So long a wait for another process needs no word."""
+"""For one run of the compiler."""
 
 PREBUILT = Path(__file__).with_name("prebuilt")
 LEVELS = {
@@ -37,49 +34,6 @@ LEVELS = {
     "aarch64": {"armv8-a": ""},
 }
 """For each machine the -march of prebuilt libraries, best first, and the flags in /proc/cpuinfo that it takes."""
-
-
-class BuildError(Exception):
-    """The kernel cannot be built on this machine; says why in one line."""
-
-
-def cache_folder() -> Path:
-    """$KEBIOLM_CACHE, or kebiolm/ in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kebiolm"
-
-
-def wait_for_lock(descriptor: int, lock_file: Path) -> None:
-    """Lock the open file of a build in the cache; one line on stderr says so where that takes longer than a moment.
-
-    Raises:
-        BuildError: another process does not give it back.
-        ImportError: a system without flock.
-    """
-    import fcntl
-
-    started, told = time.monotonic(), False
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = time.monotonic() - started
-            # Its holder hangs, or a network file system keeps the lock of a machine that is gone.
-            if waited > TIMEOUT_S:
-                raise BuildError(
-                    f"another process has held {lock_file} for {TIMEOUT_S} s: end it (fuser names it), or let "
-                    f"{CACHE_VARIABLE} name a folder on a local disk"
-                ) from None
-            if waited > SILENT_S and not told:
-                told = True
-                print(
-                    f"kebiolm: waiting for another process that builds the same kernel, at most {TIMEOUT_S} s "
-                    f"(it holds {lock_file})",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            time.sleep(0.1)
 
 
 def build() -> Path:
@@ -126,36 +80,23 @@ def prebuild(folder: Path) -> list[Path]:
     libraries = [folder / _prebuilt_name(level) for level in levels]
     for level, library in zip(levels, libraries, strict=True):
         _compile(compiler, ((f"-march={level}",),), library)
-        library.chmod(0o755)  # made for its owner alone; a wheel is for all
     return libraries
 
 
 def _build_here() -> Path:
     """Return the path of the library for this machine, compiling it where the cache has none.
 
-    Processes that need it at the same time wait for one of them. The lock is the kernel's (flock): it goes with the
-    process that holds it, so a killed build leaves none behind.
-
     Raises:
-        BuildError: no compiler, or it failed, or the cache folder cannot be written, or another process that builds
-            does not come to an end.
+        BuildError: no compiler, or it failed, or `build_once` does.
     """
     compiler = _compiler()
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT_S).stdout
         recipe = [SOURCE.read_bytes(), repr((compiler, FLAGS, TUNING)).encode(), version, _processor().encode()]
-        key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in recipe)).hexdigest()[:20]
-        folder = cache_folder()
-        library = folder / f"knn_cpu-{key}.so"
-        if not library.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            _compile_locked(compiler, library)
-    except subprocess.SubprocessError as error:
+        name = f"knn_cpu-{hash_of(recipe)}.so"
+        return build_once(name, "the CPU kernel", lambda library: _compile(compiler, TUNING, library))
+    except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(str(error)) from error
-    except (OSError, RuntimeError, ImportError) as error:
-        # RuntimeError: no home folder is known; ImportError: a system without flock.
-        raise BuildError(f"{type(error).__name__}: {error}") from error
-    return library
 
 
 def _compiler() -> list[str]:
@@ -181,30 +122,13 @@ def _processor() -> str:
     return "\n".join(described)
 
 
-def _compile_locked(compiler: list[str], library: Path) -> None:
-    lock_file = library.with_suffix(".lock")
-    with open(lock_file, "w") as lock:
-        wait_for_lock(lock.fileno(), lock_file)
-        if library.exists():
-            return
-        print("kebiolm: building the CPU kernel, once for this machine (some seconds)", file=sys.stderr, flush=True)
-        # Under the lock nobody else builds: what lies here was left by a build that was killed.
-        for leftover in library.parent.glob(f"{library.stem}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        _compile(compiler, TUNING, library)
-
-
 def _compile(compiler: list[str], tunings: tuple[tuple[str, ...], ...], library: Path) -> None:
-    """Put the library into its place, by the first tuning that the compiler knows."""
-    handle, name = tempfile.mkstemp(dir=library.parent, prefix=f"{library.stem}.", suffix=".tmp")
-    os.close(handle)
+    """Write the library, by the first tuning that the compiler knows."""
     for tuning in tunings:
-        command = [*compiler, *FLAGS, *tuning, str(SOURCE), "-o", name]
+        command = [*compiler, *FLAGS, *tuning, str(SOURCE), "-o", str(library)]
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
         if run.returncode == 0:
-            os.replace(name, library)
             return
-    os.unlink(name)
     complaint = run.stderr.strip().splitlines() or ["no message"]
     raise BuildError(f"{shlex.join(compiler)} failed: {complaint[0]}")
 

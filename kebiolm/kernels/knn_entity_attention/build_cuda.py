@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib.util
-import os
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from kebiolm.kernels.knn_entity_attention.build_cpu import BuildError, cache_folder, wait_for_lock
+from kebiolm.kernels.knn_entity_attention.build_cache import BuildError, build_once, hash_of
 
 SOURCE = Path(__file__).with_name("knn_cuda.cu")
 FLAGS = ("--std=c++17",)
@@ -52,45 +48,17 @@ class Kernels(NamedTuple):
 def build(kernels: Kernels) -> bytes:
     """Return the machine code (cubin), compiling it where the cache has none.
 
-    Processes that need it at the same time wait for one of them, by a lock that goes with the process that holds it.
-
     Raises:
-        BuildError: no NVRTC for this GPU, or it failed, or the cache folder cannot be written, or another process that
-            builds does not come to an end.
+        BuildError: no NVRTC for this GPU, or it failed, or `build_once` does.
     """
     nvrtc, version = find_nvrtc(kernels.arch)
-    recipe = repr((SOURCE.read_bytes(), FLAGS, kernels, kernels.tile, version)).encode()
-    try:
-        folder = cache_folder()
-        cubin = folder / f"knn_cuda-{hashlib.sha256(recipe).hexdigest()[:20]}.cubin"
-        if not cubin.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            _compile_locked(nvrtc, kernels, cubin)
-        return cubin.read_bytes()
-    except (OSError, RuntimeError, ImportError) as error:
-        # RuntimeError: no home folder is known; ImportError: a system without flock.
-        raise BuildError(f"{type(error).__name__}: {error}") from error
-
-
-def _compile_locked(nvrtc: ctypes.CDLL, kernels: Kernels, cubin: Path) -> None:
-    lock_file = cubin.with_suffix(".lock")
-    with open(lock_file, "w") as lock:
-        wait_for_lock(lock.fileno(), lock_file)
-        if cubin.exists():
-            return
-        print(
-            f"kebiolm: building the GPU kernel for {kernels.arch}, once for this machine (some seconds)",
-            file=sys.stderr,
-            flush=True,
-        )
-        # Under the lock nobody else builds: what lies here was left by a build that was killed.
-        for leftover in cubin.parent.glob(f"{cubin.stem}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        code, _ = compile_source(nvrtc, kernels)
-        handle, name = tempfile.mkstemp(dir=cubin.parent, prefix=f"{cubin.stem}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(code)
-        os.replace(name, cubin)
+    name = f"knn_cuda-{hash_of([SOURCE.read_bytes(), repr((FLAGS, kernels, kernels.tile, version)).encode()])}.cubin"
+    cubin = build_once(
+        name,
+        f"the GPU kernel for {kernels.arch}",
+        lambda path: path.write_bytes(compile_source(nvrtc, kernels)[0]),
+    )
+    return cubin.read_bytes()
 
 
 def compile_source(nvrtc: ctypes.CDLL, kernels: Kernels, *extra: str) -> tuple[bytes, str]:

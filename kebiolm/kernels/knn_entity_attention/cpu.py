@@ -9,8 +9,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from kebiolm.kernels.knn_entity_attention.build_cpu import BuildError, build
-from kebiolm.kernels.knn_entity_attention.contract import Found, Gradients, Options, Saved
+from kebiolm.kernels.knn_entity_attention.build_cache import BuildError
+from kebiolm.kernels.knn_entity_attention.build_cpu import build
+from kebiolm.kernels.knn_entity_attention.contract import Found, Gradients, Options, Saved, with_dense_rows
 from kebiolm.kernels.knn_entity_attention.tiled import tiled_backward, tiled_forward
 
 
@@ -33,7 +34,7 @@ def cpu_forward(h: Tensor, table: Tensor, gold: Tensor | None, options: Options)
 
     Each thread keeps 16 k bytes for a mention: 0.6 MB at M = 400, k = 100.
     """
-    h, table = h.contiguous(), _with_dense_rows(table)
+    h, table = h.contiguous(), with_dense_rows(table)
     gold = None if gold is None else gold.contiguous()
     mentions = h.shape[0]
     k, first_row = options.k, options.first_row
@@ -57,7 +58,7 @@ def cpu_backward(saved: Saved, grads: Gradients, *, need_h: bool, need_table: bo
     """The same arguments and results as `tiled.tiled_backward`."""
     if not saved.lse.isfinite().all():
         return tiled_backward(saved, grads, need_h=need_h, need_table=need_table)
-    h, table = saved.h.contiguous(), _with_dense_rows(saved.table)
+    h, table = saved.h.contiguous(), with_dense_rows(saved.table)
     gold = None if saved.gold is None else saved.gold.contiguous()
     first_row = saved.options.first_row
     grad_h = torch.empty_like(h) if need_h else h.new_empty(0)
@@ -71,12 +72,6 @@ def cpu_backward(saved: Saved, grads: Gradients, *, need_h: bool, need_table: bo
         grad_h if need_h else None, grad_table[first_row:] if need_table else None,
     )  # fmt: skip
     return grad_h, grad_table
-
-
-def _with_dense_rows(table: Tensor) -> Tensor:
-    """A table whose numbers of a row lie side by side, and whose rows do not overlap as those of an expanded one do."""
-    is_dense = table.stride(1) == 1 and table.stride(0) >= table.shape[1]
-    return table if is_dense else table.clone(memory_format=torch.contiguous_format)
 
 
 def _table_arguments(table: Tensor, first_row: int) -> tuple[Tensor | int, ...]:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kebiolm.kernels.knn_entity_attention.build_cpu import BuildError
-from kebiolm.kernels.knn_entity_attention.contract import Found, Gradients, Options, Saved
+from kebiolm.kernels.knn_entity_attention.build_cache import BuildError
+from kebiolm.kernels.knn_entity_attention.contract import Found, Gradients, Options, Saved, with_dense_rows
 from kebiolm.kernels.knn_entity_attention.launch_cuda import Launcher, launcher_for
 
 # Shape letters: M mentions, E rows searched, d entity size, k neighbours.
@@ -43,11 +43,9 @@ def available(device: torch.device) -> str | None:
     return None
 
 
-def unsupported(dtypes: tuple[torch.dtype, torch.dtype], size: int) -> str | None:
-    """Why mentions and table of these dtypes, and of this entity size, are not for this backend; None: they are."""
-    if dtypes != (torch.float16, torch.float16):
-        return "it takes fp16 tensors"
-    return f"it takes rows of at most {MAX_SIZE} dimensions" if size > MAX_SIZE else None
+def unsupported(dtypes: tuple[torch.dtype, torch.dtype]) -> str | None:
+    """Why mentions and table of these dtypes are not for this backend; None: they are."""
+    return None if dtypes == (torch.float16, torch.float16) else "it takes fp16 tensors"
 
 
 def search_bytes(size: int, tile: int) -> int:
@@ -252,7 +250,7 @@ def _by_entity(nearest: Tensor, searched: _Table) -> tuple[Tensor, Tensor]:
 
 
 def _table(table: Tensor, first_row: int) -> _Table:
-    rows = (table if table.stride(1) == 1 or table.shape[1] == 1 else table.contiguous())[first_row:]
+    rows = with_dense_rows(table)[first_row:]
     size, width = rows.shape[1], _width(rows)
     try:
         return _Table(rows, first_row, launcher_for(rows.device, size, width))

@@ -67,7 +67,8 @@ def knn_entity_attention(
             nothing to the gradient of the table. 0 leaves nothing out; more than 0.01 / E loses much of the gradient.
         backend: a name from `backends.BACKENDS`, or "auto": what the environment variable KEBIOLM_KNN_BACKEND says,
             else the fastest that can do it.
-        deterministic: False allows other sums of the same numbers in each run where that is faster; None means True.
+        deterministic: False allows "tiled" on a GPU to add in any order, which is faster; the others always give the
+            same bits. None means True.
         first_row: rows of the table before this one are no entities: not searched, gradient 0.
 
     Raises:

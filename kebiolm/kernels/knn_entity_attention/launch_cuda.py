@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kebiolm.kernels.knn_entity_attention.build_cpu import BuildError
+from kebiolm.kernels.knn_entity_attention.build_cache import BuildError
 from kebiolm.kernels.knn_entity_attention.build_cuda import Kernels, build
 
 Argument = Tensor | int | float | None

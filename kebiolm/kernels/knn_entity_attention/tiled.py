@@ -286,8 +286,8 @@ def add_neighbours(saved: Saved, grads: Gradients, grad_h: Tensor | None, grad_t
         rows = grad_scores.unsqueeze(2) * saved.h.unsqueeze(1)
         if grads.att is not None:
             rows += weights.unsqueeze(2) * grads.att.unsqueeze(1)
-        if rows.is_cuda:
-            # Sorts the rows first: the same bits each time, where index_add_ adds in any order.
+        if rows.is_cuda and saved.options.deterministic:
+            # Sorts the rows first: the same bits each time, where index_add_ adds in any order there.
             grad_table.index_put_((saved.topk_idx.flatten(),), rows.flatten(0, 1), accumulate=True)
         else:
             grad_table.index_add_(0, saved.topk_idx.flatten(), rows.flatten(0, 1))

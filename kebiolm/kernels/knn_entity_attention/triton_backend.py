@@ -23,9 +23,9 @@ import torch
 from kebiolm.kernels.knn_entity_attention.triton_backward import triton_backward
 from kebiolm.kernels.knn_entity_attention.triton_common import interpreting
 from kebiolm.kernels.knn_entity_attention.triton_forward import triton_forward
-from kebiolm.kernels.knn_entity_attention.triton_settings import MAX_WIDTH
+from kebiolm.kernels.knn_entity_attention.triton_settings import MAX_SIZE
 
-__all__ = ["MAX_WIDTH", "available", "triton_backward", "triton_forward", "unsupported"]
+__all__ = ["MAX_SIZE", "available", "triton_backward", "triton_forward", "unsupported"]
 
 OLDEST = (3, 3)
 """Triton 3.2 reports errors when it overlaps the search with its copies."""
@@ -56,8 +56,8 @@ def _triton_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def unsupported(dtypes: tuple[torch.dtype, torch.dtype], size: int) -> str | None:
-    """Why mentions and table of these dtypes, and of this entity size, are not for this backend; None: they are."""
+def unsupported(dtypes: tuple[torch.dtype, torch.dtype]) -> str | None:
+    """Why mentions and table of these dtypes are not for this backend; None: they are."""
     if not {torch.float16, torch.bfloat16, torch.float32}.issuperset(dtypes):
         return f"it takes fp16, bf16 and fp32, not fp64: these are {dtypes[0]} and {dtypes[1]}"
-    return f"it takes rows of at most {MAX_WIDTH} dimensions" if size > MAX_WIDTH else None
+    return None

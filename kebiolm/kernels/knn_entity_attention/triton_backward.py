@@ -7,14 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kebiolm.kernels.knn_entity_attention.contract import Gradients, Saved
+from kebiolm.kernels.knn_entity_attention.contract import Gradients, Saved, with_dense_rows
 from kebiolm.kernels.knn_entity_attention.tiled import tiled_backward
-from kebiolm.kernels.knn_entity_attention.triton_common import (
-    arithmetic_of,
-    backward_kernels,
-    shape_of,
-    with_dense_rows,
-)
+from kebiolm.kernels.knn_entity_attention.triton_common import arithmetic_of, backward_kernels, shape_of
 from kebiolm.kernels.knn_entity_attention.triton_settings import Settings, choose_settings
 
 # Shape letters: M mentions, E rows of the table, d entity size, k neighbours.

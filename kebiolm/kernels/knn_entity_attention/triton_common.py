@@ -50,11 +50,6 @@ def shape_of(h: Tensor, table: Tensor) -> Shape:
     return Shape(h.stride(0), table.stride(0), size, max(16, 1 << (size - 1).bit_length()))
 
 
-def with_dense_rows(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if the numbers of a row do not lie side by side."""
-    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
-
-
 class Arithmetic(NamedTuple):
     """How dot products are computed: always summed in fp32."""
 

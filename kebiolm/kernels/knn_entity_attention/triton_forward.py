@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kebiolm.kernels.knn_entity_attention.contract import Found, Options
-from kebiolm.kernels.knn_entity_attention.triton_common import (
-    arithmetic_of,
-    forward_kernels,
-    shape_of,
-    with_dense_rows,
-)
+from kebiolm.kernels.knn_entity_attention.contract import Found, Options, with_dense_rows
+from kebiolm.kernels.knn_entity_attention.triton_common import arithmetic_of, forward_kernels, shape_of
 from kebiolm.kernels.knn_entity_attention.triton_settings import Settings, choose_settings
 
 # Shape letters: M mentions, E rows of the table, d entity size, k neighbours, N blocks of B entities, S splits.

@@ -15,7 +15,7 @@ import torch
 VARIABLE = "KEBIOLM_KNN_AUTOTUNE"
 """1: at the first call of a kind, time the settings of `CANDIDATES` and keep the fastest. The bits of the results then
 depend on which that was."""
-MAX_WIDTH = 256
+MAX_SIZE = 256
 """Wider entities would need tiles too small to be worth it."""
 
 
