@@ -75,6 +75,6 @@ def compute_dtype(h: Tensor, table: Tensor) -> torch.dtype:
 
 
 def with_dense_rows(tensor: Tensor) -> Tensor:
-    """The matrix, or a copy unless the numbers of a row lie side by side and rows do not overlap, as expanded ones do."""
+    """The matrix, or a copy unless a row lies side by side and rows do not overlap, as expanded ones do."""
     is_dense = tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1]
     return tensor if is_dense else tensor.clone(memory_format=torch.contiguous_format)
