@@ -309,8 +309,20 @@ def pretrain(
     """
     from kebiolm.training.config import load_config
     from kebiolm.training.pretrain import pretrain as run
+    from kebiolm.training.stop_request import EXIT_STATUS
 
-    run(load_config(config, overrides or []))
+    if not run(load_config(config, overrides or [])):
+        raise typer.Exit(EXIT_STATUS)
+
+
+@app.command("stop")
+def stop(
+    output: Annotated[Path, typer.Argument(help="Output folder of a pretraining run.")],
+) -> None:
+    """Ask a pretraining run, wherever it runs, to save a checkpoint and end; started again, it goes on there."""
+    from kebiolm.training.stop_request import ask_to_stop
+
+    ask_to_stop(output)
 
 
 @track_app.command("show")

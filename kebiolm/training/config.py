@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -73,6 +73,13 @@ class OptimizationSection(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
+class StabilitySection(_Section):
+    """What follows a loss or gradient that is not finite; the weights are never updated with one."""
+
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="end the run, or go on without the step")
+    max_skipped_in_a_row: int = Field(20, gt=0, description="end the run in any case, fp16 overflows included")
+
+
 class EvaluationSection(_Section):
     """Evaluation on the held-out shards."""
 
@@ -108,6 +115,7 @@ class PretrainConfig(_Section):
     entities: EntitySection = EntitySection()
     masking: MaskingSection = MaskingSection()
     optimization: OptimizationSection = OptimizationSection()
+    stability: StabilitySection = StabilitySection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoints: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()

@@ -7,30 +7,27 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from kebiolm.console import console, error_console, exit_on_user_error, progress
-from kebiolm.data.collator import PretrainingCollator
-from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
 from kebiolm.data.entity_vocab import NIL_ROW
-from kebiolm.data.loader import PretrainingLoader, evaluation_batches
-from kebiolm.data.masking import MaskingSettings
 from kebiolm.data.shard_format import PackedShards, ShardSplit
 from kebiolm.errors import UserError
-from kebiolm.files import sha256_of_file, sha256_of_json, write_json
-from kebiolm.training.checkpoint import resume_step
+from kebiolm.files import sha256_of_file
+from kebiolm.training.assemble import make_loader, make_trainer
 from kebiolm.training.config import PretrainConfig, load_config
-from kebiolm.training.deepspeed_engine import init_distributed, load_deepspeed_settings, make_engine
+from kebiolm.training.deepspeed_engine import init_distributed, load_deepspeed_settings
 from kebiolm.training.distributed import run_on_first_process
-from kebiolm.training.initial_model import make_initial_model
 from kebiolm.training.run_folder import CONFIG_FILE, claim_run_folder
+from kebiolm.training.stop_request import EXIT_STATUS, StopRequest
 from kebiolm.training.summary import BASELINE, print_summary
-from kebiolm.training.tracking import RECORDS, MetricLog, MlflowSender, describe_run, read_records
+from kebiolm.training.tracking import MetricLog, MlflowSender, describe_run
 from kebiolm.training.trainer import Trainer
 
 
@@ -42,88 +39,73 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     parsed = parser.parse_args(arguments)
     with exit_on_user_error(say=os.environ.get("LOCAL_RANK", "0") == "0"):
-        pretrain(load_config(parsed.config, parsed.overrides))
+        is_finished = pretrain(load_config(parsed.config, parsed.overrides))
+    if not is_finished:
+        sys.exit(EXIT_STATUS)
 
 
-def pretrain(config: PretrainConfig) -> None:
-    """Run or resume one pretraining run to its end.
+def pretrain(config: PretrainConfig) -> bool:
+    """Run or resume one pretraining run.
+
+    Returns:
+        Whether it came to its end; false after a request to stop, with a checkpoint at the place where it stopped.
 
     Raises:
-        UserError: settings, shards or checkpoints do not fit together.
+        UserError: settings, shards or checkpoints do not fit together, or the run diverged.
     """
     settings = load_deepspeed_settings(config.deepspeed)
     shards = PackedShards.load(config.shards)
     rank, world_size = init_distributed()
     inputs = _inputs(config, shards, settings)
-    loader = _make_loader(config, shards, rank, world_size)
+    loader = make_loader(config, shards)
     run_on_first_process(partial(claim_run_folder, config, inputs))
     metric_log = run_on_first_process(partial(MetricLog, config.output))
     if rank == 0:
         _warn_about_short_runs(config, loader.steps_total)
 
-    model = make_initial_model(config, shards, say=rank == 0)
-    engine = make_engine(model, settings, config.optimization, loader.gradient_accumulation_steps)
-    steps_done = resume_step(engine, config.output / "checkpoints")
-    trainer = Trainer(
-        config=config,
-        engine=engine,
-        loader=loader,
-        make_evaluation_batches=partial(
-            evaluation_batches,
-            shards.heldout,
-            _make_collator(config, shards),
-            batch_size=config.evaluation.micro_batch_size,
-            rank=rank,
-            world_size=world_size,
-            max_sequences=config.evaluation.max_sequences,
-        ),
-        metric_log=metric_log,
-        write_model_files=partial(_write_model_files, config, shards, model),
-        rank=rank,
-        world_size=world_size,
-        steps_done=steps_done,
-    )
-    if metric_log is None:
-        trainer.fit(lambda *_, **__: None)
-        return
-    parameters = config.flat() | {"run.world_size": world_size, "run.steps_total": loader.steps_total}
-    parameters |= inputs
-    parameters[BASELINE] = _most_frequent_entity_share(shards.heldout)
+    with StopRequest(config.output if rank == 0 else None).listening() as stop_request:
+        stop_request.forget()
+        trainer = make_trainer(
+            config, shards, settings, loader=loader, metric_log=metric_log, stop_request=stop_request
+        )
+        if metric_log is None:
+            is_finished = trainer.fit(lambda *_, **__: None)
+        else:
+            parameters = config.flat() | {"run.world_size": world_size, "run.steps_total": loader.steps_total} | inputs
+            parameters[BASELINE] = _most_frequent_entity_share(shards.heldout)
+            is_finished = _fit_and_track(trainer, parameters)
+        # A launcher ends all processes as soon as one is gone; the first one may still be talking to MLflow.
+        dist.barrier()
+        stop_request.forget()
+    return is_finished
+
+
+def _fit_and_track(trainer: Trainer, parameters: dict[str, Any]) -> bool:
+    """Train on rank 0, which shows progress and talks to MLflow."""
+    config, total = trainer.config, trainer.loader.steps_total
     sender = _start_sender(config, parameters)
     status = "FAILED"
     try:
-        if steps_done:
-            console.print(f"resuming after step {steps_done} of {loader.steps_total}")
-        with progress("pretraining", loader.steps_total, "steps") as advance:
-            advance(steps_done)
-            trainer.fit(advance)
-        status = "FINISHED"
+        if trainer.steps_done:
+            console.print(f"resuming after step {trainer.steps_done} of {total}")
+        with progress("pretraining", total, "steps") as advance:
+            advance(trainer.steps_done)
+            is_finished = trainer.fit(advance)
+        status = "FINISHED" if is_finished else "KILLED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        metric_log.close()
+        trainer.metric_log.close()
         sender.finish(status)
-    print_summary(config.output)
-
-
-def _make_collator(config: PretrainConfig, shards: PackedShards) -> PretrainingCollator:
-    masking = MaskingSettings(probability=config.masking.probability, whole_entity=config.masking.whole_entity)
-    return PretrainingCollator.from_shards(shards, seed=config.seed, masking=masking)
-
-
-def _make_loader(config: PretrainConfig, shards: PackedShards, rank: int, world_size: int) -> PretrainingLoader:
-    return PretrainingLoader(
-        shards.train,
-        _make_collator(config, shards),
-        seed=config.seed,
-        global_batch_size=config.optimization.global_batch_size,
-        micro_batch_size=config.optimization.micro_batch_size,
-        rank=rank,
-        world_size=world_size,
-        epochs=config.optimization.epochs,
-        max_steps=config.optimization.max_steps,
-    )
+    if is_finished:
+        print_summary(config.output)
+    else:
+        error_console.print(
+            f"[yellow]stopped by {trainer.stop_request.reason or 'another process'} after step {trainer.steps_done} of "
+            f"{total}, which is saved:[/] start the same command again to go on (status {EXIT_STATUS})"
+        )
+    return is_finished
 
 
 def _inputs(config: PretrainConfig, shards: PackedShards, settings: dict[str, Any]) -> dict[str, Any]:
@@ -160,25 +142,6 @@ def _start_sender(config: PretrainConfig, parameters: dict[str, Any]) -> MlflowS
     sender = MlflowSender(config.output)
     sender.start()
     return sender
-
-
-def _write_model_files(config: PretrainConfig, shards: PackedShards, model: Any, folder: Path) -> None:
-    """Configuration, tokenizer, vocabulary and the run's story: what `kebiolm export` puts beside the weights."""
-    folder.mkdir(parents=True)
-    model.config.save_pretrained(folder)
-    for file in sorted(shards.tokenizer_path.iterdir()):
-        shutil.copyfile(file, folder / file.name)
-    shutil.copyfile(shards.path / ENTITY_VOCAB_FILE, folder / ENTITY_VOCAB_FILE)
-    records = read_records(config.output / RECORDS)
-    write_json(
-        folder / "training.json",
-        {
-            "settings": config.flat(),
-            "settings_sha256": sha256_of_json(config.flat()),
-            "shards": {"counts": shards.manifest["counts"], "settings": shards.manifest["settings"]},
-            "latest_metrics": {record["kind"]: record["metrics"] for record in records},
-        },
-    )
 
 
 def _most_frequent_entity_share(split: ShardSplit) -> float:

@@ -16,7 +16,8 @@ RUN_FILE = "run.json"
 CONFIG_FILE = "config.resolved.yaml"
 
 # Settings that may differ when a run goes on: they change what is seen of a run, not what it computes.
-_FREE_SECTIONS = ("output", "tracking.", "checkpoints.", "evaluation.")
+# What follows a bad batch may differ too: that is how a run goes on that has stopped at one.
+_FREE_SECTIONS = ("output", "tracking.", "checkpoints.", "evaluation.", "stability.")
 # Paths may change too, as long as what lies there is the same.
 _PATHS = ("shards", "deepspeed", "entities.init_from", "model.init_from")
 

@@ -15,11 +15,9 @@ import argparse
 import json
 import os
 import statistics
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -28,9 +26,9 @@ from torch import Tensor
 from kebiolm.data.collator import Batch
 from kebiolm.kernels import KnnEntityAttentionOutput, knn_entity_attention
 from kebiolm.model import KeBioLMConfig, KeBioLMForPreTraining, entity_memory
-from kebiolm.training.config import OptimizationSection, PretrainConfig
+from kebiolm.training.config import OptimizationSection
 from kebiolm.training.deepspeed_engine import init_distributed, make_engine
-from kebiolm.training.trainer import Trainer
+from kebiolm.training.train_step import TrainStep
 from tests.benchmarks.knn_peers import ENTITIES, SIZE, naive
 from tests.benchmarks.machine import describe_machine
 
@@ -82,8 +80,8 @@ def make_batch() -> Batch:
     }
 
 
-def make_trainer(layers: int, hidden: int, output: Path) -> Trainer:
-    """The trainer of `kebiolm pretrain` around a model of the given size."""
+def make_step(layers: int, hidden: int) -> TrainStep:
+    """The step of `kebiolm pretrain` around a model of the given size."""
     init_distributed()
     torch.manual_seed(0)
     config = KeBioLMConfig(
@@ -99,16 +97,7 @@ def make_trainer(layers: int, hidden: int, output: Path) -> Trainer:
     )
     optimization = OptimizationSection(global_batch_size=SEQUENCES, micro_batch_size=SEQUENCES, max_steps=1000)
     engine = make_engine(KeBioLMForPreTraining(config), {"zero_optimization": {"stage": 1}}, optimization, 1)
-    return Trainer(
-        config=PretrainConfig(shards=output, output=output, deepspeed=output, optimization=optimization),
-        engine=engine,
-        loader=SimpleNamespace(steps_total=1000),  # of the loader a single step asks for its length only
-        make_evaluation_batches=lambda: iter(()),
-        metric_log=None,
-        write_model_files=lambda folder: None,
-        rank=0,
-        world_size=1,
-    )
+    return TrainStep(engine, learning_rate=lambda step: 5e-5, seed=0, rank=0, world_size=1)
 
 
 def main() -> None:
@@ -121,17 +110,16 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = describe_machine(["torch", "deepspeed", "transformers"])
     seconds: dict[str, list[float]] = {name: [] for name in SEARCHES}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer, batch = make_trainer(arguments.layers, arguments.hidden, Path(folder)), make_batch()
-        torch.set_num_threads(arguments.threads)  # after DeepSpeed, which sets its own number
-        trainer.engine.train()
-        for number in range(arguments.rounds + 1):
-            for name, search in SEARCHES.items():
-                with mock.patch.object(entity_memory, "knn_entity_attention", search):
-                    started = time.perf_counter()
-                    trainer._train_step(number, [batch])
-                if number:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - started)
+    train_step, batch = make_step(arguments.layers, arguments.hidden), make_batch()
+    torch.set_num_threads(arguments.threads)  # after DeepSpeed, which sets its own number
+    train_step.engine.train()
+    for number in range(arguments.rounds + 1):
+        for name, search in SEARCHES.items():
+            with mock.patch.object(entity_memory, "knn_entity_attention", search):
+                started = time.perf_counter()
+                train_step(number, [batch])
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
     machine["load average at the end"] = f"{os.getloadavg()[0]:.1f}"
     write(seconds, machine, arguments)
 

@@ -1,0 +1,132 @@
+"""The parts of a pretraining run, put together: loader, model, engine, checkpoints, loop."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from kebiolm.data.collator import PretrainingCollator
+from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
+from kebiolm.data.loader import PretrainingLoader, evaluation_batches
+from kebiolm.data.masking import MaskingSettings
+from kebiolm.data.shard_format import PackedShards
+from kebiolm.files import sha256_of_json, write_json
+from kebiolm.training.checkpoint import resume_step, save_checkpoint
+from kebiolm.training.config import PretrainConfig
+from kebiolm.training.deepspeed_engine import make_engine
+from kebiolm.training.evaluation import Evaluator
+from kebiolm.training.initial_model import make_initial_model
+from kebiolm.training.nonfinite import NonfiniteGuard
+from kebiolm.training.schedule import learning_rate_at
+from kebiolm.training.stop_request import StopRequest
+from kebiolm.training.tracking import RECORDS, MetricLog, read_records
+from kebiolm.training.train_step import TrainStep
+from kebiolm.training.trainer import Trainer
+
+
+def make_loader(config: PretrainConfig, shards: PackedShards) -> PretrainingLoader:
+    """This process's share of the training sequences.
+
+    Raises:
+        UserError: there is no sequence, or the global batch does not divide into processes and micro batches.
+    """
+    return PretrainingLoader(
+        shards.train,
+        _make_collator(config, shards),
+        seed=config.seed,
+        global_batch_size=config.optimization.global_batch_size,
+        micro_batch_size=config.optimization.micro_batch_size,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        epochs=config.optimization.epochs,
+        max_steps=config.optimization.max_steps,
+    )
+
+
+def make_trainer(
+    config: PretrainConfig,
+    shards: PackedShards,
+    settings: dict[str, Any],
+    *,
+    loader: PretrainingLoader,
+    metric_log: MetricLog | None,
+    stop_request: StopRequest,
+) -> Trainer:
+    """Model, engine and loop of a run, resumed from its newest complete checkpoint where there is one.
+
+    Args:
+        config: the run's settings.
+        shards: what it trains on.
+        settings: DeepSpeed's, as `load_deepspeed_settings` returned them.
+        loader: made by `make_loader`.
+        metric_log: where records go; on global rank 0 only.
+        stop_request: asked at every step.
+
+    Raises:
+        UserError: start weights, shards or checkpoints do not fit together.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    model = make_initial_model(config, shards, say=rank == 0)
+    engine = make_engine(model, settings, config.optimization, loader.gradient_accumulation_steps)
+    checkpoints = config.output / "checkpoints"
+    steps_done = resume_step(engine, checkpoints)
+    heldout_batches = partial(
+        evaluation_batches,
+        shards.heldout,
+        _make_collator(config, shards),
+        batch_size=config.evaluation.micro_batch_size,
+        rank=rank,
+        world_size=world_size,
+        max_sequences=config.evaluation.max_sequences,
+    )
+    learning_rate = partial(
+        learning_rate_at,
+        peak=config.optimization.learning_rate,
+        warmup_steps=config.optimization.warmup_steps,
+        total_steps=loader.steps_total,
+    )
+    return Trainer(
+        config=config,
+        train_step=TrainStep(engine, learning_rate=learning_rate, seed=config.seed, rank=rank, world_size=world_size),
+        loader=loader,
+        evaluate=Evaluator(engine, heldout_batches),
+        guard=NonfiniteGuard(config.stability, config.output, is_fp16=engine.fp16_enabled()),
+        stop_request=stop_request,
+        save=partial(
+            save_checkpoint,
+            engine,
+            checkpoints,
+            keep=config.checkpoints.keep,
+            write_model_files=partial(_write_model_files, config, shards, model),
+        ),
+        metric_log=metric_log,
+        steps_done=steps_done,
+    )
+
+
+def _make_collator(config: PretrainConfig, shards: PackedShards) -> PretrainingCollator:
+    masking = MaskingSettings(probability=config.masking.probability, whole_entity=config.masking.whole_entity)
+    return PretrainingCollator.from_shards(shards, seed=config.seed, masking=masking)
+
+
+def _write_model_files(config: PretrainConfig, shards: PackedShards, model: Any, folder: Path) -> None:
+    """Configuration, tokenizer, vocabulary and the run's story: what `kebiolm export` puts beside the weights."""
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    for file in sorted(shards.tokenizer_path.iterdir()):
+        shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(shards.path / ENTITY_VOCAB_FILE, folder / ENTITY_VOCAB_FILE)
+    records = read_records(config.output / RECORDS)
+    write_json(
+        folder / "training.json",
+        {
+            "settings": config.flat(),
+            "settings_sha256": sha256_of_json(config.flat()),
+            "shards": {"counts": shards.manifest["counts"], "settings": shards.manifest["settings"]},
+            "latest_metrics": {record["kind"]: record["metrics"] for record in records},
+        },
+    )

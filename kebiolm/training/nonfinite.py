@@ -1,0 +1,101 @@
+"""Steps that DeepSpeed did not apply because a gradient was not finite: counted, named, and a stop where asked for.
+
+In fp16 a gradient that overflows is part of finding the loss scale, and only counted. A loss that is not finite, or
+such a gradient in another precision, is a fault of the batch or of the run: its samples are written to
+OUTPUT/nonfinite.jsonl, and the run stops before the weights change or goes on without the step, as configured.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from kebiolm.data.collator import Batch
+from kebiolm.errors import UserError
+from kebiolm.files import append_line
+from kebiolm.training.config import StabilitySection
+from kebiolm.training.train_step import StepResult
+
+RECORD = "nonfinite.jsonl"
+_NAMED_SAMPLES = 16
+
+
+class NonfiniteGuard:
+    """Decides what follows from a step that was not applied.
+
+    Args:
+        settings: stop or skip, and how many in a row are too many.
+        output: the run's folder, where `RECORD` is written by rank 0.
+        is_fp16: whether gradients are scaled and may overflow.
+    """
+
+    def __init__(self, settings: StabilitySection, output: Path, *, is_fp16: bool) -> None:
+        self._settings, self._output, self._is_fp16 = settings, output, is_fp16
+        self.overflows = 0
+        """Steps left out since the start of this process to find the loss scale (fp16)."""
+        self.skipped = 0
+        """Steps left out since the start of this process because of a batch."""
+        self._in_a_row = 0
+
+    def look_at(self, step: int, batches: list[Batch], result: StepResult) -> None:
+        """Take note of a step; every process must call this with its own micro batches.
+
+        Args:
+            step: optimizer steps done, counting this one.
+            batches: this process's micro batches.
+            result: what the step came to.
+
+        Raises:
+            UserError: a batch is not finite and the run is to stop, or too many steps in a row were left out.
+        """
+        if result.was_applied:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        culprits = _gather([_sample_ids(batches, ~result.is_finite)])
+        if self._is_fp16 and not culprits:
+            self.overflows += 1
+            what, who = "a gradient that overflows", None
+        else:
+            self.skipped += 1
+            what = "a loss that is not finite" if culprits else "a gradient that is not finite"
+            # With finite losses any micro batch may have made the gradient.
+            who = culprits or _gather([_sample_ids(batches, torch.ones_like(result.is_finite))])
+            self._write(step, what, who)
+            if self._settings.on_nonfinite == "stop":
+                raise self._error(step, what, who)
+        if self._in_a_row >= self._settings.max_skipped_in_a_row:
+            raise self._error(step, f"{what}, {self._in_a_row} steps in a row", who)
+
+    def _write(self, step: int, what: str, sample_ids: list[int]) -> None:
+        if dist.get_rank() == 0:
+            record = {"step": step, "what": what, "sample_ids": sample_ids, "then": self._settings.on_nonfinite}
+            append_line(self._output / RECORD, json.dumps(record))
+
+    def _error(self, step: int, what: str, sample_ids: list[int] | None) -> UserError:
+        named = ""
+        if sample_ids:
+            more = f" and {len(sample_ids) - _NAMED_SAMPLES} more" if len(sample_ids) > _NAMED_SAMPLES else ""
+            named = f" in samples {', '.join(map(str, sample_ids[:_NAMED_SAMPLES]))}{more} (all in {RECORD})"
+        return UserError(
+            f"step {step}",
+            got=what + named,
+            expected="finite losses and gradients; the weights are as before this step",
+            mend="lower optimization.learning_rate, or leave such batches out with stability.on_nonfinite=skip",
+        )
+
+
+def _sample_ids(batches: list[Batch], chosen: torch.Tensor) -> list[int]:
+    flags = chosen.tolist()
+    return [int(i) for batch, take in zip(batches, flags, strict=True) if take for i in batch["sample_ids"]]
+
+
+def _gather(mine: list[Any]) -> list[int]:
+    """The sample ids of all processes, sorted."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return sorted(sample_id for of_process in everyone for ids in of_process for sample_id in ids)
