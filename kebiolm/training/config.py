@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kebiolm.errors import UserError
+from kebiolm.yaml_settings import flatten, load_settings
 
 
 class _Section(BaseModel):
@@ -71,6 +70,10 @@ class OptimizationSection(_Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
+    fused: bool = Field(True, description="AdamW in one pass over the memory; false: torch's plain loop, much slower")
+    activation_checkpointing: bool = Field(
+        False, description="keep only each layer's input for the backward pass and compute the rest again"
+    )
 
 
 class StabilitySection(_Section):
@@ -102,6 +105,9 @@ class TrackingSection(_Section):
     tracking_uri: str = Field("sqlite:///mlflow.db", description="the environment's MLFLOW_TRACKING_URI wins over it")
     experiment: str = "kebiolm-pretraining"
     run_name: str | None = None
+    system_metrics_seconds: float = Field(
+        30.0, ge=0, description="sample the load of the first machine every so many seconds; 0: never"
+    )
 
 
 class PretrainConfig(_Section):
@@ -122,75 +128,13 @@ class PretrainConfig(_Section):
 
     def flat(self) -> dict[str, Any]:
         """Every setting as {"section.key": value}, as MLflow parameters and resume checks want them."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        return dict(flatten(self.model_dump(mode="json")))
 
 
-def load_config(path: Path, overrides: list[str]) -> PretrainConfig:
-    """Read a YAML recipe, apply `section.key=value` overrides and check everything.
+def load_config(path: Path, overrides: Sequence[str]) -> PretrainConfig:
+    """Read a YAML recipe with its bases, apply `section.key=value` overrides and check everything.
 
     Raises:
-        UserError: the file cannot be read, or settings are unknown, missing or out of range; all problems are named
-            in the one message.
+        UserError: a file cannot be read, or settings are unknown, missing or out of range (see `load_settings`).
     """
-    settings = _read_yaml(path)
-    for override in overrides:
-        _apply_override(settings, override)
-    try:
-        return PretrainConfig.model_validate(settings)
-    except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise UserError(
-            path, got=problems, expected="settings as in launch/configs/pretrain/", mend="correct the keys named"
-        ) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    mend = "give a recipe such as launch/configs/pretrain/debug.yaml"
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(path, got="no such file", expected="a YAML recipe", mend=mend) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(path, got=f"a file that is not YAML ({error})", expected="a YAML recipe", mend=mend) from None
-    if not isinstance(settings, dict):
-        raise UserError(path, got=type(settings).__name__, expected="a mapping of settings", mend=mend)
-    return settings
-
-
-def _apply_override(settings: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError("override", got=override, expected="section.key=value", mend="write it with an equals sign")
-    *sections, name = key.split(".")
-    for section in sections:
-        settings = settings.setdefault(section, {})
-        if not isinstance(settings, dict):
-            raise UserError("override", got=override, expected="a section before the dot", mend="check the key")
-    try:
-        settings[name] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError("override", got=override, expected="a YAML value", mend="quote the value") from None
-
-
-def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "settings"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggest(problem['loc'])}"
-    if problem["type"] == "missing":
-        return f"missing key {key}"
-    return f"{key} = {problem['input']!r} ({problem['msg'].removeprefix('Value error, ')})"
-
-
-def _suggest(location: tuple[Any, ...]) -> str:
-    section: type[BaseModel] = PretrainConfig
-    for part in location[:-1]:
-        section = section.model_fields[part].annotation  # type: ignore[assignment]
-    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for key, item in value.items():
-        pairs += _flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else [(f"{prefix}{key}", item)]
-    return pairs
+    return load_settings(path, overrides, PretrainConfig, examples="launch/configs/pretrain/")

@@ -14,6 +14,7 @@ from torch import nn
 
 from kebiolm.errors import UserError
 from kebiolm.training.config import OptimizationSection
+from kebiolm.training.host import prepare_host
 
 # Written by the trainer from the run's settings, so that no number has two sources.
 _KEYS_OF_THE_TRAINER = (
@@ -47,6 +48,7 @@ def init_distributed() -> tuple[int, int]:
         get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    prepare_host(os.environ)
     backend = "gloo" if on_cpu else get_accelerator().communication_backend_name()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -56,7 +58,8 @@ def load_deepspeed_settings(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON and check that it holds ZeRO and precision settings only.
 
     Raises:
-        UserError: the file is missing, is not JSON, sets what the recipe sets, or asks for fp16 on a CPU.
+        UserError: the file is missing, is not JSON, holds what DeepSpeed does not know, sets what the recipe sets, has
+            no ZeRO stage 1 to 3, or asks for a precision that the device does not have.
     """
     mend = "give one of deepspeed_configs/*.json"
     try:
@@ -67,13 +70,16 @@ def load_deepspeed_settings(path: Path) -> dict[str, Any]:
         raise UserError(
             path, got=f"a file that is not JSON ({error})", expected="a DeepSpeed JSON", mend=mend
         ) from None
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(key, {}), dict) for key in ("fp16", "bf16")):
+    sections = ("fp16", "bf16", "zero_optimization")
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(key, {}), dict) for key in sections):
         raise UserError(path, got="another structure", expected="a mapping of DeepSpeed's settings", mend=mend)
     if doubled := sorted(set(settings) & set(_KEYS_OF_THE_TRAINER)):
         raise UserError(
             path, got=f"{', '.join(doubled)}", expected="ZeRO and precision only", mend="set these in the YAML recipe"
         )
-    _check_precision(path, settings)
+    parsed = _parse(path, settings)
+    _check_gradient_checks(path, parsed)
+    _check_precision(path, parsed)
     return settings
 
 
@@ -93,30 +99,76 @@ def make_engine(
     """
     import deepspeed
 
-    merged = settings | {
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, optimization.weight_decay),
+        lr=optimization.learning_rate,
+        betas=(optimization.beta1, optimization.beta2),
+        fused=optimization.fused,
+    )
+    merged = with_run_numbers(settings, optimization, accumulation_steps)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=merged)
+    return engine
+
+
+def with_run_numbers(
+    settings: dict[str, Any], optimization: OptimizationSection, accumulation_steps: int
+) -> dict[str, Any]:
+    """What DeepSpeed is given: its settings and the numbers that the recipe decides; arguments as `make_engine`'s."""
+    return settings | {
         "train_micro_batch_size_per_gpu": optimization.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": optimization.max_grad_norm,
         "steps_per_print": 2**31 - 1,  # the trainer prints
     }
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, optimization.weight_decay),
-        lr=optimization.learning_rate,
-        betas=(optimization.beta1, optimization.beta2),
+
+
+def _parse(path: Path, settings: dict[str, Any]) -> Any:
+    """The settings as DeepSpeed understands them."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    stand_in = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    try:
+        return DeepSpeedConfig(settings | stand_in)
+    except ValidationError as error:
+        reason = "; ".join(" ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors())
+    except Exception as error:  # a key of the wrong structure makes it raise many types
+        reason = str(error)
+    raise UserError(
+        path,
+        got=f"what DeepSpeed does not take ({reason})",
+        expected="ZeRO and precision settings of DeepSpeed",
+        mend="compare with deepspeed_configs/*.json",
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=merged)
-    return engine
 
 
-def _check_precision(path: Path, settings: dict[str, Any]) -> None:
-    if settings.get("fp16", {}).get("enabled") and _device_name() == "cpu":
+def _check_gradient_checks(path: Path, parsed: Any) -> None:
+    """The guard against gradients that are not finite counts on DeepSpeed's ZeRO optimizers to look for them."""
+    if parsed.zero_optimization_stage < 1:
+        raise UserError(
+            path,
+            got="no ZeRO stage, or stage 0",
+            expected="zero_optimization.stage 1, 2 or 3 (without, a gradient that is not finite reaches the weights)",
+            mend="set stage 1, which costs nothing in one process",
+        )
+    if not parsed.bfloat16_config.check_grad_overflow or not parsed.zero_config.compute_grad_norm:
+        raise UserError(
+            path,
+            got="bf16.check_grad_overflow or zero_optimization.compute_grad_norm switched off",
+            expected="both on: they keep gradients that are not finite from the weights",
+            mend="remove these keys",
+        )
+
+
+def _check_precision(path: Path, parsed: Any) -> None:
+    if parsed.float16_config.enabled and _device_name() == "cpu":
         raise UserError(
             path,
             got="fp16 on a CPU",
             expected="bf16 or fp32 (DeepSpeed has no fp16 on CPUs)",
             mend="set deepspeed=deepspeed_configs/zero2_fp32.json or ..._bf16.json",
         )
-    if settings.get("bf16", {}).get("enabled") and _device_name() == "cuda":
+    if parsed.bfloat16_config.enabled and _device_name() == "cuda":
         major, minor = torch.cuda.get_device_capability()
         if major < 8:
             raise UserError(

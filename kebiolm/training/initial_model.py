@@ -41,7 +41,16 @@ def make_initial_model(config: PretrainConfig, shards: PackedShards, *, say: boo
     if config.entities.init_from:
         vectors = load_transe(config.entities.init_from, shards.entity_vocab)
         load_entity_embeddings(model, vectors.entity_embeddings, where=config.entities.init_from)
+    if config.optimization.activation_checkpointing:
+        _checkpoint_activations(model)
     return model
+
+
+def _checkpoint_activations(model: KeBioLMForPreTraining) -> None:
+    """Let each layer keep only its input, and compute the rest again, with the same dropout, in the backward pass."""
+    # The older name is deprecated in newer versions of transformers, and the newer one absent in older ones.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "preserve_rng_state": True})
 
 
 def _make_config(config: PretrainConfig, shards: PackedShards) -> KeBioLMConfig:

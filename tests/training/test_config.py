@@ -1,4 +1,4 @@
-"""Recipes: every problem is named, nothing is ignored, and the shipped files are right."""
+"""Recipes, their bases and overrides: every problem is named with the place where it was set, nothing is ignored."""
 
 from __future__ import annotations
 
@@ -8,43 +8,9 @@ import pytest
 
 from kebiolm.errors import UserError
 from kebiolm.training.config import load_config
-from kebiolm.training.deepspeed_engine import load_deepspeed_settings
 from tests.conftest import REPOSITORY
 
-RECIPES = sorted((REPOSITORY / "launch" / "configs" / "pretrain").glob("*.yaml"))
-DEEPSPEED_FILES = sorted((REPOSITORY / "deepspeed_configs").glob("*.json"))
 DEBUG = REPOSITORY / "launch" / "configs" / "pretrain" / "debug.yaml"
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_shipped_recipes_are_valid(path: Path) -> None:
-    config = load_config(path, [])
-    assert (REPOSITORY / config.deepspeed).is_file()
-    assert path.read_text().startswith("#"), "a recipe says its hardware and time first"
-
-
-@pytest.mark.parametrize("path", DEEPSPEED_FILES, ids=lambda path: path.stem)
-def test_shipped_deepspeed_settings_load_through_deepspeed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    monkeypatch.setattr("kebiolm.training.deepspeed_engine._device_name", lambda: "cuda")
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
-    settings = load_deepspeed_settings(path)
-    config = DeepSpeedConfig(settings | {"train_batch_size": 1})
-    stage, precision = path.stem.removeprefix("zero").split("_")
-    assert config.zero_optimization_stage == int(stage)
-    assert config.float16_config.enabled == (precision == "fp16")
-    assert config.bfloat16_config.enabled == (precision == "bf16")
-
-
-def test_paper_recipe_has_the_numbers_of_section_4_1() -> None:
-    config = load_config(REPOSITORY / "launch" / "configs" / "pretrain" / "paper_v100.yaml", [])
-    optimization = config.optimization
-    assert (optimization.global_batch_size, optimization.epochs) == (512, 2)
-    assert (optimization.learning_rate, optimization.warmup_steps) == (5e-5, 10_000)
-    assert (config.model.num_hidden_layers, config.model.num_context_layers) == (12, 8)
-    assert (config.model.max_candidate_entities, config.model.entity_size) == (100, 100)
-    assert config.masking.probability == 0.15
 
 
 def test_overrides_reach_nested_settings() -> None:
@@ -93,31 +59,52 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
         load_config(path, [])
 
 
-def test_fp16_on_a_cpu_is_refused() -> None:
-    with pytest.raises(UserError, match="fp16 on a CPU") as caught:
-        load_deepspeed_settings(REPOSITORY / "deepspeed_configs" / "zero2_fp16.json")
-    assert "zero2_fp32" in str(caught.value)
+def test_problem_of_an_override_names_the_override_and_not_the_file() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(DEBUG, ["optimization.warmup_steps=3", "optimization.learning_rate=-1"])
+    assert str(caught.value).startswith("override optimization.learning_rate=-1: got optimization.learning_rate = -1")
+    assert "debug.yaml" not in str(caught.value)
 
 
-def test_bf16_on_an_old_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kebiolm.training.deepspeed_engine._device_name", lambda: "cuda")
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 0))
-    with pytest.raises(UserError, match=r"compute capability 7\.0"):
-        load_deepspeed_settings(REPOSITORY / "deepspeed_configs" / "zero2_bf16.json")
-    load_deepspeed_settings(REPOSITORY / "deepspeed_configs" / "zero2_fp16.json")
+def test_values_that_do_not_fit_together_name_both_places() -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(DEBUG, ["model.num_context_layers=9"])
+    assert str(caught.value).startswith(f"{DEBUG} and override model.num_context_layers=9: got model (num_context_")
 
 
-def test_deepspeed_file_must_not_repeat_the_recipe(tmp_path: Path) -> None:
-    path = tmp_path / "zero.json"
-    path.write_text('{"train_batch_size": 8}')
-    with pytest.raises(UserError, match="train_batch_size"):
-        load_deepspeed_settings(path)
-    path.write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
-        load_deepspeed_settings(path)
-    for structure in ("[]", '{"fp16": null}'):
-        path.write_text(structure)
-        with pytest.raises(UserError, match="another structure"):
-            load_deepspeed_settings(path)
-    with pytest.raises(UserError, match="no such file"):
-        load_deepspeed_settings(tmp_path / "absent.json")
+def test_recipe_takes_what_it_does_not_name_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "first.yaml").write_text(
+        "shards: a\noutput: b\ndeepspeed: c\nmodel: {entity_size: 7, hidden_size: 12}\n"
+    )
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nmodel: {entity_size: 8}\nentities: {init_from: x}\n")
+    third = tmp_path / "below" / "third.yaml"
+    third.write_text("base: ../second.yaml\noutput: d\nentities: {init_from: null}\n")
+    config = load_config(third, ["seed=5"])
+    assert (config.shards, config.output, config.seed) == (Path("a"), Path("d"), 5)
+    assert (config.model.entity_size, config.model.hidden_size) == (8, 12)
+    assert config.entities.init_from is None
+
+
+def test_problem_of_a_base_names_the_base(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("shards: a\noutput: b\ndeepspeed: c\nsed: 1\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nseed: 2\n")
+    with pytest.raises(UserError, match=r"base\.yaml: got unknown key sed \(did you mean seed\?\)") as caught:
+        load_config(tmp_path / "mine.yaml", [])
+    assert "mine.yaml" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("mine.yaml", "leads back to itself"),
+        ("other.yaml", "leads back to itself"),
+        ("absent.yaml", r"absent\.yaml: got no such file"),
+        ("[a]", "expected a path"),
+    ],
+)
+def test_bases_that_cannot_be_read_are_user_errors(base: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\n")
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "mine.yaml", [])
