@@ -47,11 +47,14 @@ class PretrainingCollator:
             epochs: pass over the data to which each sample belongs; it decides the masks.
 
         Returns:
-            Tensors, all int64, L = padded length, N = mentions of all rows (no padding mentions):
+            Tensors, all int64, L = padded length, N = mentions of all rows (no padding mentions), K = masked positions
+            and S = segments of all rows, the padding of a row being one of them:
             "input_ids" [B, L] after masking;
             "document_index" [B, L], 0 = padding, 1.. = number of the segment in its row;
+            "segment_offsets" [S + 1], where each segment begins in the flattened batch, at last B L;
             "position_ids" [B, L], from 0 in each segment;
             "mlm_labels" [B, L], original piece at masked positions, -100 elsewhere;
+            "mlm_positions" [K], where these are in the flattened batch, ascending;
             "bio_labels" [B, L], 0 = O, 1 = B, 2 = I, -100 = padding;
             "mention_spans" [N, 3], (row, start, end exclusive), sorted;
             "entity_labels" [N], row of the entity table, -100 where the concept is outside the vocabulary;
@@ -64,7 +67,7 @@ class PretrainingCollator:
         position_ids = np.zeros((rows, length), dtype=np.int64)
         mlm_labels = np.full((rows, length), IGNORE, dtype=np.int64)
         bio_labels = np.full((rows, length), IGNORE, dtype=np.int64)
-        spans, entities = [], []
+        spans, entities, segment_begins = [], [], []
         for row, (sequence, sample_id, epoch) in enumerate(zip(sequences, sample_ids, epochs, strict=True)):
             used = len(sequence)
             masked = self._masker.mask(sequence, epoch=int(epoch), sample_id=int(sample_id))
@@ -73,6 +76,8 @@ class PretrainingCollator:
             segment_lengths = np.diff(sequence.document_starts, append=used)
             document_index[row, :used] = np.repeat(np.arange(1, len(segment_lengths) + 1), segment_lengths)
             position_ids[row, :used] = np.arange(used) - np.repeat(sequence.document_starts, segment_lengths)
+            begins = sequence.document_starts if used == length else np.append(sequence.document_starts, used)
+            segment_begins.append(row * length + begins)
             mention_rows = np.full(len(sequence.mention_starts), row)
             spans.append(np.stack([mention_rows, sequence.mention_starts, sequence.mention_ends], axis=1))
             entities.append(sequence.mention_entities)
@@ -80,8 +85,10 @@ class PretrainingCollator:
         arrays = {
             "input_ids": input_ids,
             "document_index": document_index,
+            "segment_offsets": np.concatenate([*segment_begins, [rows * length]]).astype(np.int64),
             "position_ids": position_ids,
             "mlm_labels": mlm_labels,
+            "mlm_positions": np.flatnonzero(mlm_labels != IGNORE),
             "bio_labels": bio_labels,
             "mention_spans": np.concatenate(spans).astype(np.int64),
             "entity_labels": np.where(entity_rows == NIL_ROW, IGNORE, entity_rows),
@@ -93,7 +100,7 @@ class PretrainingCollator:
 def without_targets(batch: Batch) -> Batch:
     """The same batch with nothing to predict: a forward pass over it adds nothing to any loss or metric."""
     labels = {name: torch.full_like(batch[name], IGNORE) for name in ("mlm_labels", "bio_labels", "entity_labels")}
-    return {**batch, **labels}
+    return {**batch, **labels, "mlm_positions": batch["mlm_positions"][:0]}
 
 
 def _round_up(length: int) -> int:

@@ -38,6 +38,8 @@ class PretrainingLoader:
         world_size: number of processes.
         epochs: passes over the split; decides `steps_total` only.
         max_steps: number of steps, whatever `epochs` says.
+        pin_memory: `iterate` leaves batches in page-locked memory, from which a GPU copies while the host goes on;
+            needs CUDA.
 
     Raises:
         UserError: there is no sample, or G does not divide into processes and micro batches.
@@ -55,6 +57,7 @@ class PretrainingLoader:
         world_size: int = 1,
         epochs: float = 1.0,
         max_steps: int | None = None,
+        pin_memory: bool = False,
     ) -> None:
         assert 0 <= rank < world_size
         if len(split) == 0:
@@ -69,7 +72,7 @@ class PretrainingLoader:
             )
         self._split, self._collator, self._seed = split, collator, seed
         self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._pin_memory = rank, world_size, pin_memory
         self._permutation: tuple[int, np.ndarray] | None = None
         # As a fraction, because 0.1 epochs of 30 samples in floating point is a little more than 3 samples.
         samples = Fraction(str(epochs)) * len(split)
@@ -108,7 +111,8 @@ class PretrainingLoader:
                 for step in range(first_step, last_step):
                     if stop.is_set():
                         return
-                    put((step, self.step_batches(step)))
+                    batches = self.step_batches(step)
+                    put((step, [_pinned(batch) for batch in batches] if self._pin_memory else batches))
             except BaseException as error:
                 put(error)
 
@@ -141,6 +145,10 @@ class PretrainingLoader:
             rng = np.random.default_rng([_ORDER_STREAM, self._seed, epoch])
             kept = self._permutation = (epoch, rng.permutation(len(self._split)))
         return kept[1]
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
 def evaluation_batches(

@@ -1,4 +1,4 @@
-"""BERT's embeddings and layers (Eq. 1 and Eq. 5), with attention that stays inside each segment.
+"""BERT's embeddings and layers (Eq. 1 and Eq. 5); `kebiolm.model.attention` says which positions see each other.
 
 The modules are named as in BERT checkpoints (`attention.self.query`, `output.LayerNorm`, ...), so that any of them
 loads. Shape letters: B rows, L positions, H hidden size, A heads.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from kebiolm.model.attention import Visibility, attend
 from kebiolm.model.configuration_kebiolm import KeBioLMConfig
 
 
@@ -47,19 +47,19 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, L, H] -> [B, L, H]; mask as `attention_mask_of_segments` makes it."""
-        attended = scaled_dot_product_attention(
+    def forward(self, hidden: Tensor, visibility: Visibility) -> Tensor:
+        """[B, L, H] -> [B, L, H]."""
+        attended = attend(
             self._split_heads(self.query(hidden)),
             self._split_heads(self.key(hidden)),
             self._split_heads(self.value(hidden)),
-            attn_mask=mask,
-            dropout_p=self.dropout_probability if self.training else 0.0,
+            visibility,
+            self.dropout_probability if self.training else 0.0,
         )
-        return attended.transpose(1, 2).flatten(2)  # [B, A, L, H/A] -> [B, L, H]
+        return attended.flatten(2)  # [B, L, A, H/A] -> [B, L, H]
 
     def _split_heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, L, H] -> [B, A, L, H/A]
+        return projected.unflatten(-1, (self.num_heads, -1))  # [B, L, H] -> [B, L, A, H/A]
 
 
 class AddAndNorm(nn.Module):
@@ -84,9 +84,9 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = AddAndNorm(config, config.hidden_size)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, visibility: Visibility) -> Tensor:
         """[B, L, H] -> [B, L, H]."""
-        return self.output(self.self(hidden, mask), hidden)
+        return self.output(self.self(hidden, visibility), hidden)
 
 
 class Intermediate(nn.Module):
@@ -111,9 +111,9 @@ class Layer(GradientCheckpointingLayer):
         self.intermediate = Intermediate(config)
         self.output = AddAndNorm(config, config.intermediate_size)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, visibility: Visibility) -> Tensor:
         """[B, L, H] -> [B, L, H]."""
-        attended = self.attention(hidden, mask)
+        attended = self.attention(hidden, visibility)
         return self.output(self.intermediate(attended), attended)
 
 
@@ -124,38 +124,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(num_layers))
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, visibility: Visibility) -> Tensor:
         """[B, L, H] -> [B, L, H]."""
         for layer in self.layer:
-            hidden = layer(hidden, mask)
+            hidden = layer(hidden, visibility)
         return hidden
-
-
-def attention_mask_of_segments(document_index: Tensor) -> Tensor:
-    """Which positions see each other: those of one segment.
-
-    Padding positions see one another, so that no position sees nothing (whose softmax would be NaN).
-
-    Args:
-        document_index: [B, L] number of each position's segment, 0 for padding.
-
-    Returns:
-        [B, 1, L, L] bool, true where the query (third axis) may see the key (last axis).
-    """
-    return (document_index.unsqueeze(2) == document_index.unsqueeze(1)).unsqueeze(1)
-
-
-def attention_mask_of_rows(attention_mask: Tensor) -> Tensor:
-    """Which positions are seen by all positions of their row, as BERT does it for one segment a row.
-
-    Args:
-        attention_mask: [B, L], 0 for padding.
-
-    Returns:
-        [B, 1, 1, L] bool; all true for a row that is padding only, whose softmax would otherwise be NaN.
-    """
-    seen = attention_mask != 0
-    return (seen | ~seen.any(dim=1, keepdim=True))[:, None, None, :]
 
 
 def restarting_position_ids(document_index: Tensor) -> Tensor:

@@ -16,14 +16,9 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from kebiolm.model import losses, mentions, released
+from kebiolm.model.attention import Visibility, attention_mask_of_rows, visibility_of_segments
 from kebiolm.model.configuration_kebiolm import KeBioLMConfig
-from kebiolm.model.encoder import (
-    Embeddings,
-    Encoder,
-    attention_mask_of_rows,
-    attention_mask_of_segments,
-    restarting_position_ids,
-)
+from kebiolm.model.encoder import Embeddings, Encoder, restarting_position_ids
 from kebiolm.model.entity_memory import EntityLookup, EntityMemory, EntityTable
 
 
@@ -141,6 +136,7 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
         input_ids: Tensor,
         *,
         document_index: Tensor | None = None,
+        segment_offsets: Tensor | None = None,
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -154,6 +150,9 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
             input_ids: [B, L] int64. Each segment is [CLS] ... [SEP].
             document_index: [B, L] int64, number of each position's segment in its row from 1, 0 for padding;
                 segments do not see each other. None: one segment a row, whose padding `attention_mask` tells.
+            segment_offsets: [S + 1] int64, where each segment begins in the flattened batch, at last B L; padding is
+                a segment of its own in each row. Says the same as `document_index` and goes with it; attention then
+                needs no mask of L x L, which is faster.
             position_ids: [B, L] int64; None: counted from 0 in each segment.
             token_type_ids: [B, L] int64; None: 0 everywhere.
             attention_mask: [B, L], 0 for padding; None: as `document_index` says, else no padding.
@@ -164,13 +163,19 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
             max_mentions: detected mentions kept for each row; None: as the config says.
 
         Raises:
-            ValueError: rows longer than `max_position_embeddings`, or labels without mentions.
+            ValueError: rows longer than `max_position_embeddings`, or arguments of which one lacks the other.
         """
         if entity_labels is not None and mention_spans is None:
             raise ValueError("got entity_labels without mention_spans; expected both, in the same order")
-        document_index, position_ids, mask = self._layout(input_ids, document_index, position_ids, attention_mask)
+        if segment_offsets is not None and (document_index is None or attention_mask is not None):
+            raise ValueError(
+                "got segment_offsets without document_index or with attention_mask; expected the first two"
+            )
+        document_index, position_ids, visibility = self._layout(
+            input_ids, document_index, segment_offsets, position_ids, attention_mask
+        )
         hidden = self.embeddings(input_ids, position_ids, token_type_ids)
-        hidden = self.context_encoder(hidden, mask)  # Eq. 1
+        hidden = self.context_encoder(hidden, visibility)  # Eq. 1
         bio_logits = self.mention_detector(hidden)  # Eq. 2
         if mention_spans is None:
             mention_spans = self._detect_mentions(bio_logits, document_index, max_mentions)
@@ -178,7 +183,7 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
         if self.config.fuses_entities:
             hidden = self._fuse(hidden, entities.entity_vectors, mention_spans)  # Eq. 4
         return KeBioLMModelOutput(
-            last_hidden_state=self.recontext_encoder(hidden, mask),  # Eq. 5
+            last_hidden_state=self.recontext_encoder(hidden, visibility),  # Eq. 5
             bio_logits=bio_logits,
             mention_spans=mention_spans,
             entities=entities,
@@ -188,9 +193,10 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
         self,
         input_ids: Tensor,
         document_index: Tensor | None,
+        segment_offsets: Tensor | None,
         position_ids: Tensor | None,
         attention_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Visibility]:
         """Segments, positions and who sees whom, from what the caller gave."""
         length, longest = input_ids.shape[1], self.config.max_position_embeddings
         if document_index is None:
@@ -207,7 +213,11 @@ class KeBioLMModel(KeBioLMPreTrainedModel):
             document_index = document_index.masked_fill(attention_mask == 0, 0)
         if position_ids is None:
             position_ids = restarting_position_ids(document_index)
-        return document_index, position_ids, attention_mask_of_segments(document_index)
+        weight, heads = self.embeddings.word_embeddings.weight, self.config.num_attention_heads
+        visibility = visibility_of_segments(
+            document_index, segment_offsets, dtype=weight.dtype, head_size=self.config.hidden_size // heads
+        )
+        return document_index, position_ids, visibility
 
     def _detect_mentions(self, bio_logits: Tensor, document_index: Tensor, max_mentions: int | None) -> Tensor:
         decode = mentions.spans_of_labels if self.config.semantics == "paper" else released.released_spans_of_labels
@@ -291,10 +301,12 @@ class KeBioLMForPreTraining(KeBioLMPreTrainedModel):
         input_ids: Tensor,
         *,
         document_index: Tensor | None = None,
+        segment_offsets: Tensor | None = None,
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         mlm_labels: Tensor | None = None,
+        mlm_positions: Tensor | None = None,
         bio_labels: Tensor | None = None,
         mention_spans: Tensor | None = None,
         entity_labels: Tensor | None = None,
@@ -303,11 +315,14 @@ class KeBioLMForPreTraining(KeBioLMPreTrainedModel):
 
         Args:
             input_ids: [B, L] int64, after masking.
-            document_index: see `KeBioLMModel.forward`, as for the next three.
+            document_index: see `KeBioLMModel.forward`, as for the next four.
+            segment_offsets: [S + 1].
             position_ids: [B, L].
             token_type_ids: [B, L].
             attention_mask: [B, L].
             mlm_labels: [B, L] int64 original pieces, -100 where nothing is to be predicted.
+            mlm_positions: [K] int64, where that is not -100 in the flattened batch, ascending. None: it is looked up,
+                for which the host waits for a GPU.
             bio_labels: [B, L] int64, 0 = O, 1 = B, 2 = I, -100 = padding.
             mention_spans: [N, 3] int64 gold mentions; None: mentions are detected.
             entity_labels: [N] int64 rows of the entity table, -100 for none.
@@ -315,6 +330,7 @@ class KeBioLMForPreTraining(KeBioLMPreTrainedModel):
         encoded = self.bert(
             input_ids,
             document_index=document_index,
+            segment_offsets=segment_offsets,
             position_ids=position_ids,
             token_type_ids=token_type_ids,
             attention_mask=attention_mask,
@@ -326,9 +342,11 @@ class KeBioLMForPreTraining(KeBioLMPreTrainedModel):
         if mlm_labels is None:
             mlm_logits = self.cls(hidden)
         else:
-            is_target = mlm_labels != losses.IGNORED_LABEL
-            mlm_logits = self.cls(hidden[is_target])
-            mlm = losses.masked_language_modelling_loss(mlm_logits, mlm_labels[is_target])
+            targets = mlm_labels.flatten()
+            if mlm_positions is None:
+                mlm_positions = (targets != losses.IGNORED_LABEL).nonzero().squeeze(1)
+            mlm_logits = self.cls(hidden.flatten(0, 1)[mlm_positions])
+            mlm = losses.masked_language_modelling_loss(mlm_logits, targets[mlm_positions])
         if bio_labels is not None:
             detection = losses.entity_detection_loss(encoded.bio_logits, bio_labels)
         if entity_labels is not None:

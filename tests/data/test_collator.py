@@ -26,7 +26,7 @@ def test_rows_hold_their_sequences(tiny_shards: PackedShards):
     assert batch["input_ids"].shape[1] == -(-longest // 8) * 8
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
     assert batch["sample_ids"].tolist() == sample_ids
-    mentions = []
+    mentions, segment_begins = [], []
     for row, index in enumerate(sample_ids):
         sequence, used = tiny_shards.train[index], len(tiny_shards.train[index])
         labels, ids = batch["mlm_labels"][row].numpy(), batch["input_ids"][row].numpy()
@@ -46,12 +46,17 @@ def test_rows_hold_their_sequences(tiny_shards: PackedShards):
         for number, (start, end) in enumerate(pairwise(borders), start=1):
             assert (index_row[start:end] == number).all()
             assert positions[start:end].tolist() == list(range(end - start))
+        segment_begins += [row * batch["input_ids"].shape[1] + begin for begin in borders[:-1]]
+        if used < batch["input_ids"].shape[1]:
+            segment_begins.append(row * batch["input_ids"].shape[1] + used)
         for start, end, entity in zip(
             sequence.mention_starts, sequence.mention_ends, sequence.mention_entities, strict=True
         ):
             mentions.append(([row, int(start), int(end)], IGNORE if entity == NIL_ROW else int(entity)))
     assert batch["mention_spans"].tolist() == [span for span, _ in mentions] == sorted(span for span, _ in mentions)
     assert batch["entity_labels"].tolist() == [entity for _, entity in mentions]
+    assert batch["segment_offsets"].tolist() == [*segment_begins, batch["input_ids"].numel()]
+    assert batch["mlm_positions"].tolist() == (batch["mlm_labels"].flatten() != IGNORE).nonzero().squeeze(1).tolist()
     assert IGNORE in batch["entity_labels"].tolist(), "the sample should have a mention outside the vocabulary"
 
 
@@ -71,5 +76,6 @@ def test_without_targets_keeps_the_input(tiny_shards: PackedShards):
     bare = without_targets(batch)
     assert torch.equal(bare["input_ids"], batch["input_ids"])
     assert torch.equal(bare["mention_spans"], batch["mention_spans"])
+    assert len(bare["mlm_positions"]) == 0
     assert all((bare[name] == IGNORE).all() for name in ("mlm_labels", "bio_labels", "entity_labels"))
     assert (batch["bio_labels"] != IGNORE).any(), "the given batch must stay as it was"

@@ -5,7 +5,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from kebiolm.model import KeBioLMForPreTraining
-from kebiolm.model.encoder import attention_mask_of_rows, attention_mask_of_segments, restarting_position_ids
+from kebiolm.model.attention import attention_mask_of_rows, attention_mask_of_segments
+from kebiolm.model.encoder import restarting_position_ids
 from kebiolm.model.from_bert import config_from_bert, load_bert_weights
 
 
