@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install bench quickstart test chaos-preprocess test-docker check style
+.PHONY: install bench quickstart test chaos chaos-preprocess test-docker test-cluster check style
 
 # torch first and by exact version: an open range would bring several GB of CUDA packages on a machine without a GPU.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -21,6 +21,8 @@ bench: install  ## the benchmarks, with the peers that they run beside this code
 	$(BIN)/python -m tests.benchmarks.bench_transe
 	$(BIN)/python -m tests.benchmarks.bench_knn_entity_attention
 	$(BIN)/python -m tests.benchmarks.bench_training_step
+	$(BIN)/python -m tests.benchmarks.bench_pretrain
+	$(BIN)/python -m tests.benchmarks.bench_plan
 	$(BIN)/python -m tests.benchmarks.bench_kb_build
 	$(BIN)/python -m tests.benchmarks.bench_linker --peer-index build/scispacy-hnsw
 	$(BIN)/python -m tests.benchmarks.bench_annotate --peer-index build/scispacy-hnsw
@@ -36,8 +38,14 @@ test: install  ## the whole test suite, at most 15 minutes on 2 CPU cores
 chaos-preprocess: install  ## kills annotation and packing at random, 20 times, and compares every byte; 20 minutes or more
 	$(BIN)/python -m tests.chaos.chaos_preprocess
 
+chaos: install  ## kills pretraining and its MLflow server at random and compares losses, samples, figures; 20 minutes at most
+	$(BIN)/python -m tests.chaos.chaos_pretrain --results tests/benchmarks/results/chaos_pretrain.md
+
 test-docker: install  ## the compose file on a real Docker engine, which must be running
 	$(BIN)/python -m pytest -m docker tests/integration
+
+test-cluster: install  ## two hosts: TWO_HOSTS=SCRIPT that makes them, or HOSTFILE=FILE WORK=SHARED_FOLDER
+	$(BIN)/python -m pytest -m cluster tests/integration
 
 check: install  ## lint and formatting, without edits
 	$(BIN)/ruff check .

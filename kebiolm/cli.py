@@ -23,7 +23,7 @@ app = typer.Typer(
 EXTRAS = {
     ("numba", "ray", "scipy", "scispacy", "spacy"): "pip install 'kebiolm[prep]'",
     ("safetensors", "torch"): "pip install 'kebiolm[model]' to use a model, 'kebiolm[train]' to train one",
-    ("deepspeed", "mlflow", "pydantic"): "pip install 'kebiolm[train]'",
+    ("deepspeed", "mlflow", "psutil", "pydantic"): "pip install 'kebiolm[train]'",
 }
 
 
@@ -298,6 +298,33 @@ def transe(
     run(kb, shards, out, settings=settings, text=text, device=device, overwrite=overwrite)
 
 
+@app.command("plan")
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML recipe, such as launch/configs/pretrain/paper_v100.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings as section.key=value.")] = None,
+    *,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs over all nodes; of processes on a CPU.")],
+    gpu: Annotated[str, typer.Option(help="v100-16gb, v100-32gb, t4, a100-40gb, a100-80gb, h100, h200, cpu, ...")],
+    sequences: Annotated[
+        int | None, typer.Option(min=1, help="Training sequences; default: those of the recipe's shards.")
+    ] = None,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(help="Price of a GPU for an hour.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Predict memory, steps, hours and cost of a pretraining run; a run that cannot fit is refused with the mend."""
+    from kebiolm.planning.command import plan as run
+    from kebiolm.training.config import load_config
+
+    run(
+        load_config(config, overrides or []),
+        gpus=gpus,
+        card_name=gpu,
+        sequences=sequences,
+        price_per_gpu_hour=price_per_gpu_hour,
+        as_json=as_json,
+    )
+
+
 @app.command("pretrain")
 def pretrain(
     config: Annotated[Path, typer.Argument(help="YAML recipe, such as launch/configs/pretrain/debug.yaml.")],
@@ -330,7 +357,7 @@ def track_show(
     output: Annotated[Path, typer.Argument(help="Output folder of `kebiolm pretrain`.")],
 ) -> None:
     """Print a run's held-out figures before and after, and where its checkpoints and MLflow page are."""
-    from kebiolm.training.summary import print_summary
+    from kebiolm.tracking.summary import print_summary
 
     print_summary(output)
 
@@ -338,7 +365,7 @@ def track_show(
 @track_app.command("sync")
 def track_sync(output: Annotated[Path, typer.Argument(help="OUTPUT folder of a training run.")]) -> None:
     """Send the figures that MLflow did not get while it could not be reached."""
-    from kebiolm.training.track_sync import sync_run
+    from kebiolm.tracking.sync import sync_run
 
     sync_run(output)
 

@@ -29,9 +29,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _fsync(temporary)
+        fsync_path(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)
+        fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,9 +63,9 @@ def atomic_folder(
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
-            _fsync(file)
+            fsync_path(file)
         _replace_folder(temporary, path)
-        _fsync(path.parent)
+        fsync_path(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -219,7 +219,8 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _fsync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

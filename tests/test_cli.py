@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from kebiolm.cli import EXTRAS, app, main
 from tests.training.launch import DEBUG_RECIPE
 
-COMMANDS = ["kb build", "sample", "annotate", "annotate-eval", "pack", "shards show", "transe", "pretrain"]
-COMMANDS += ["track show", "track sync", "export", "link", "encode", "index"]
+COMMANDS = ["kb build", "sample", "annotate", "annotate-eval", "pack", "shards show", "transe", "plan", "pretrain"]
+COMMANDS += ["stop", "track show", "track sync", "export", "link", "encode", "index"]
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -28,8 +28,8 @@ from kebiolm.export.model_card import FILE_NAME as MODEL_CARD_FILE
 from kebiolm.export.model_card import make_model_card
 from kebiolm.files import atomic_folder
 from kebiolm.model import KeBioLMConfig, KeBioLMForPreTraining
+from kebiolm.tracking.delivery import log_artifact
 from kebiolm.training.checkpoint import MARKER, MODEL_FOLDER, find_checkpoint
-from kebiolm.training.tracking import log_artifact
 
 TRAINING_FILE = "training.json"
 WEIGHTS_FILE = "model.safetensors"

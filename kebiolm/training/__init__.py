@@ -1,1 +1,1 @@
-"""Pretraining: configuration, DeepSpeed engine, loop, checkpoints and tracking."""
+"""Pretraining: configuration, DeepSpeed engine, loop, evaluation, checkpoints and report."""

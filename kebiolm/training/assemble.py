@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from kebiolm.data.collator import PretrainingCollator
@@ -14,16 +15,23 @@ from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
 from kebiolm.data.loader import PretrainingLoader, evaluation_batches
 from kebiolm.data.masking import MaskingSettings
 from kebiolm.data.shard_format import PackedShards
-from kebiolm.files import sha256_of_json, write_json
-from kebiolm.training.checkpoint import resume_step, save_checkpoint
+from kebiolm.data.tokenizer import load_tokenizer
+from kebiolm.files import fsync_path, sha256_of_json, write_json
+from kebiolm.tracking.metric_log import RECORDS, MetricLog, read_records
+from kebiolm.training.checkpoint import save_checkpoint
 from kebiolm.training.config import PretrainConfig
 from kebiolm.training.deepspeed_engine import make_engine
-from kebiolm.training.evaluation import Evaluator
+from kebiolm.training.distributed import decide_on_first_process
+from kebiolm.training.elastic import elastic_settings
+from kebiolm.training.evaluation import Evaluation, Evaluator
 from kebiolm.training.initial_model import make_initial_model
 from kebiolm.training.nonfinite import NonfiniteGuard
+from kebiolm.training.report.evaluation_files import write_evaluation
+from kebiolm.training.report.write import write_report
+from kebiolm.training.resume import check_parameters, choose_resume_point, load_checkpoint
+from kebiolm.training.sample_log import SAMPLES, SampleLog
 from kebiolm.training.schedule import learning_rate_at
 from kebiolm.training.stop_request import StopRequest
-from kebiolm.training.tracking import RECORDS, MetricLog, read_records
 from kebiolm.training.train_step import TrainStep
 from kebiolm.training.trainer import Trainer
 
@@ -44,6 +52,7 @@ def make_loader(config: PretrainConfig, shards: PackedShards) -> PretrainingLoad
         world_size=dist.get_world_size(),
         epochs=config.optimization.epochs,
         max_steps=config.optimization.max_steps,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -71,9 +80,13 @@ def make_trainer(
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     model = make_initial_model(config, shards, say=rank == 0)
-    engine = make_engine(model, settings, config.optimization, loader.gradient_accumulation_steps)
     checkpoints = config.output / "checkpoints"
-    steps_done = resume_step(engine, checkpoints)
+    if point := choose_resume_point(checkpoints):
+        check_parameters(point, model)
+        settings = elastic_settings(settings) if point.is_elastic else settings
+    engine = make_engine(model, settings, config.optimization, loader.gradient_accumulation_steps)
+    if point:
+        load_checkpoint(engine, point)
     heldout_batches = partial(
         evaluation_batches,
         shards.heldout,
@@ -103,9 +116,16 @@ def make_trainer(
             keep=config.checkpoints.keep,
             write_model_files=partial(_write_model_files, config, shards, model),
         ),
+        report=partial(_report, config.output, shards),
         metric_log=metric_log,
-        steps_done=steps_done,
+        sample_log=SampleLog(config.output) if rank == 0 else None,
+        last_evaluated_step=decide_on_first_process(partial(_last_evaluated_step, config.output)),
+        steps_done=point.step if point else 0,
     )
+
+
+def _last_evaluated_step(output: Path) -> int:
+    return max((record["step"] for record in read_records(output / RECORDS) if record["kind"] == "heldout"), default=-1)
 
 
 def _make_collator(config: PretrainConfig, shards: PackedShards) -> PretrainingCollator:
@@ -113,8 +133,17 @@ def _make_collator(config: PretrainConfig, shards: PackedShards) -> PretrainingC
     return PretrainingCollator.from_shards(shards, seed=config.seed, masking=masking)
 
 
+def _report(output: Path, shards: PackedShards, step: int, evaluation: Evaluation) -> None:
+    """Put what an evaluation came to into the run's folder and on its page."""
+    write_evaluation(output, step, evaluation, shards.entity_vocab, load_tokenizer(shards.tokenizer_path))
+    write_report(output)
+
+
 def _write_model_files(config: PretrainConfig, shards: PackedShards, model: Any, folder: Path) -> None:
     """Configuration, tokenizer, vocabulary and the run's story: what `kebiolm export` puts beside the weights."""
+    # What the steps before the checkpoint left behind must be on disk before it: they are not repeated.
+    for name in (RECORDS, SAMPLES):
+        fsync_path(config.output / name)
     folder.mkdir(parents=True)
     model.config.save_pretrained(folder)
     for file in sorted(shards.tokenizer_path.iterdir()):

@@ -1,19 +1,18 @@
 """Checkpoints that are complete or ignored.
 
 DeepSpeed writes one folder per save and moves its `latest` file before the other ranks are done, so `latest` may name a
-folder with a shard missing. Here a checkpoint counts only once every rank has written, every file is on disk and
-`complete.json` lists their sizes and hashes; resuming takes the newest one that still agrees with its list.
+folder with a shard missing. Here a checkpoint counts only once every rank has put its files on disk and `complete.json`
+lists the sizes and hashes of all of them; a run goes on from the newest one that still agrees with its list.
 
     OUTPUT/checkpoints/step-00000200/
         mp_rank_00_model_states.pt, zero_pp_rank_*_optim_states.pt    DeepSpeed's files
         model/           config.json, training.json, tokenizer files, entity_vocab.tsv: what `kebiolm export` needs
-        complete.json    written last
+        complete.json    written last; called damaged.json once a file was found to differ from it
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +22,13 @@ import torch.distributed as dist
 
 from kebiolm.console import error_console
 from kebiolm.errors import UserError
-from kebiolm.files import describe_file, verify_file, write_json
+from kebiolm.files import describe_file, fsync_path, verify_file, write_json
 
 MARKER = "complete.json"
+DAMAGED = "damaged.json"
 MODEL_FOLDER = "model"
 _FORMAT = {"format": "kebiolm-checkpoint", "version": 1}
+_MEND = "use an older checkpoint"
 
 
 def save_checkpoint(
@@ -44,53 +45,54 @@ def save_checkpoint(
     """
     folder = checkpoints / f"step-{step:08d}"
     if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # what an earlier, interrupted save left
+        _remove(folder)  # what an earlier, interrupted save left
         folder.mkdir(parents=True)
         write_model_files(folder / MODEL_FOLDER)
     dist.barrier()
     engine.save_checkpoint(str(checkpoints), tag=folder.name, client_state={"step": step}, save_latest=False)
+    # Each rank what it wrote itself: on a shared file system one host cannot flush what another still holds.
+    for file in _files(folder):
+        fsync_path(file)
     dist.barrier()
     if dist.get_rank() == 0:
         _mark_complete(folder, step, dist.get_world_size())
-        for old in complete_checkpoints(checkpoints)[:-keep]:
-            # The marker goes first: a removal cut short must not leave a folder that looks complete.
-            (old / MARKER).unlink()
-            shutil.rmtree(old, ignore_errors=True)
+        _remove_older(checkpoints, step, keep)
     dist.barrier()
     return folder
 
 
-def resume_step(engine: Any, checkpoints: Path) -> int:
-    """Load the newest complete checkpoint into the engine; every rank must call this.
+def complete_checkpoints(checkpoints: Path) -> list[Path]:
+    """Folders of the checkpoints that were completed and not found damaged since, oldest first."""
+    return sorted(marker.parent for marker in checkpoints.glob(f"step-*/{MARKER}"))
+
+
+def newest_whole_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose every byte agrees with its list; damaged ones before it are marked as such.
 
     Returns:
-        Optimizer steps done so far, 0 where there is no complete checkpoint.
+        None where no checkpoint was ever completed.
 
     Raises:
-        UserError: the checkpoint was written by another number of processes.
+        UserError: there were complete checkpoints, and every one of them is damaged.
     """
-    choice: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        choice = [_newest_verified(checkpoints)]
-    dist.broadcast_object_list(choice, src=0)
-    if choice[0] is None:
-        return 0
-    folder = checkpoints / choice[0]
-    world_size = _read_marker(folder)["world_size"]
-    if world_size != dist.get_world_size():
+    for folder in reversed(complete_checkpoints(checkpoints)):
+        try:
+            _verify(folder)
+        except (UserError, OSError) as error:
+            error_console.print("[yellow]passing over a damaged checkpoint:[/]", str(error), soft_wrap=True)
+            # Marked, so that it does not count among those to keep; a disk that cannot be read may be mended.
+            if isinstance(error, UserError):
+                (folder / MARKER).rename(folder / DAMAGED)
+        else:
+            return folder
+    if damaged := sorted(checkpoints.glob(f"step-*/{DAMAGED}")):
         raise UserError(
-            folder,
-            got=f"{dist.get_world_size()} processes",
-            expected=f"{world_size}, as when it was saved",
-            mend="start with the same number of processes, or choose another output folder",
+            checkpoints,
+            got=f"no whole checkpoint, {len(damaged)} damaged",
+            expected="at least one whole, because a run must not start over unseen",
+            mend="restore one from a copy, or remove this folder to start from step 0",
         )
-    _, client_state = engine.load_checkpoint(str(checkpoints), tag=folder.name)
-    return int(client_state["step"])
-
-
-def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """Folders of the complete checkpoints, oldest first."""
-    return sorted(marker.parent for marker in checkpoints.glob(f"step-*/{MARKER}"))
+    return None
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -109,38 +111,69 @@ def find_checkpoint(path: Path) -> Path:
     return found[-1]
 
 
-def _newest_verified(checkpoints: Path) -> str | None:
-    for folder in reversed(complete_checkpoints(checkpoints)):
-        try:
-            _verify(folder)
-        except UserError as error:
-            error_console.print(f"[yellow]passing over a damaged checkpoint:[/] {error}", markup=True)
-        else:
-            return folder.name
-    return None
+def read_marker(folder: Path) -> dict[str, Any]:
+    """What a complete checkpoint says of itself: "step", "world_size" and "files".
 
-
-def _mark_complete(folder: Path, step: int, world_size: int) -> None:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    described = {str(file.relative_to(folder)): describe_file(file) for file in files}
-    write_json(folder / MARKER, _FORMAT | {"step": step, "world_size": world_size, "files": described})
-
-
-def _verify(folder: Path) -> None:
-    for name, recorded in _read_marker(folder)["files"].items():
-        verify_file(folder, name, recorded, mend="use an older checkpoint")
-
-
-def _read_marker(folder: Path) -> dict[str, Any]:
+    Raises:
+        UserError: it is not a complete checkpoint.
+    """
     path = folder / MARKER
     try:
         marker = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(path, got=str(error), expected="a JSON list of files", mend="use an older checkpoint") from None
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(path, got=str(error), expected="a JSON list of files", mend=_MEND) from None
     if not isinstance(marker, dict) or {key: marker.get(key) for key in _FORMAT} != _FORMAT:
-        raise UserError(path, got="another format", expected=str(_FORMAT), mend="use an older checkpoint")
+        raise UserError(path, got="another format", expected=str(_FORMAT), mend=_MEND)
     return marker
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _mark_complete(folder: Path, step: int, world_size: int) -> None:
+    described = {}
+    for file in _files(folder):
+        fsync_path(file)
+        described[str(file.relative_to(folder))] = describe_file(file)
+    # The names of the files too, before the marker that says that they are there.
+    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
+        fsync_path(path)
+    write_json(folder / MARKER, _FORMAT | {"step": step, "world_size": world_size, "files": described})
+
+
+def _remove_older(checkpoints: Path, step: int, keep: int) -> None:
+    """Remove what lies before the `keep` newest whole checkpoints, and unfinished ones before `step`.
+
+    Only checkpoints whose files still have their sizes count as whole, so the last good ones stay however many newer
+    ones are cut short. (Their bytes are compared when a run goes on: to read all of them at every save costs too much.)
+    """
+    newest = f"step-{step:08d}"
+    earlier = [folder for folder in sorted(checkpoints.glob("step-*")) if folder.name <= newest]
+    whole = [folder.name for folder in earlier if _has_its_sizes(folder)]
+    oldest_kept = whole[-keep:][0] if whole else earlier[0].name
+    for folder in earlier:
+        is_unfinished = not (folder / MARKER).is_file() and not (folder / DAMAGED).is_file()
+        if folder.name < oldest_kept or is_unfinished:
+            _remove(folder)
+
+
+def _has_its_sizes(folder: Path) -> bool:
+    try:
+        _verify(folder, check_hash=False)
+    except UserError:
+        return False
+    return True
+
+
+def _remove(folder: Path) -> None:
+    # The marker goes first: a removal cut short must not leave a folder that looks complete.
+    if (folder / MARKER).is_file():
+        (folder / MARKER).unlink()
+        fsync_path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _verify(folder: Path, *, check_hash: bool = True) -> None:
+    for name, recorded in read_marker(folder)["files"].items():
+        verify_file(folder, name, recorded, mend=_MEND, check_hash=check_hash)

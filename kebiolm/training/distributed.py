@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 from kebiolm.errors import UserError
@@ -34,3 +35,21 @@ def run_on_first_process(work: Callable[[], Result]) -> Result | None:
     if box[0] is not None:
         raise box[0]
     return result
+
+
+def decide_on_first_process(work: Callable[[], Result]) -> Result:
+    """Run `work` on global rank 0 and tell all processes what it returned, so that all go the same way.
+
+    Raises:
+        UserError: on every process, if `work` raised it.
+    """
+    box = [run_on_first_process(work)]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def is_true_anywhere(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on some process; all processes must call this, and all get the same answer."""
+    votes = torch.tensor(int(flag), device=device)
+    dist.all_reduce(votes)
+    return bool(votes > 0)

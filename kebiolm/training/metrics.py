@@ -13,6 +13,9 @@ from kebiolm.model.modeling_kebiolm import KeBioLMPreTrainingOutput
 
 TASKS = ("mlm", "detection", "linking")
 
+CLOCK_FIGURES = ("tokens_per_second", "step_seconds", "peak_memory_mib")
+"""Training figures that depend on the machine and its load: two runs that compute the same differ in these."""
+
 
 def count_targets(batch: Mapping[str, Tensor]) -> Tensor:
     """Targets of the three tasks and real tokens of a batch: [masked tokens, labelled tokens, mentions, tokens]."""
@@ -52,6 +55,28 @@ def hits(output: KeBioLMPreTrainingOutput, batch: Mapping[str, Tensor]) -> Tenso
         ranked[:, :10].any(-1).sum(),
     ]
     return torch.stack(counts).to(torch.float64)
+
+
+def bio_confusion(output: KeBioLMPreTrainingOutput, batch: Mapping[str, Tensor]) -> Tensor:
+    """[3, 3] int64 labelled positions by gold label and predicted label, in the order O, B, I."""
+    gold = batch["bio_labels"].flatten()
+    # Positions without a label are counted in a tenth place, because choosing the others would wait for the device.
+    places = torch.where(gold >= 0, 3 * gold + output.bio_logits.argmax(-1).flatten(), 9)
+    return (
+        torch.zeros(10, dtype=torch.int64, device=gold.device)
+        .index_add_(0, places, torch.ones_like(places))[:9]
+        .view(3, 3)
+    )
+
+
+def entity_hits(output: KeBioLMPreTrainingOutput, batch: Mapping[str, Tensor], num_entities: int) -> Tensor:
+    """[E, 3] int64 by gold entity: its mentions, those with it ranked first, those with it among the first ten."""
+    labels = batch["entity_labels"]
+    has_label = labels >= 0
+    is_it = output.entity_topk_rows == labels.unsqueeze(-1)
+    counts = torch.stack([has_label, is_it[:, :1].any(-1), is_it[:, :10].any(-1)], dim=1) & has_label.unsqueeze(-1)
+    totals = torch.zeros(num_entities, 3, dtype=torch.int64, device=labels.device)
+    return totals.index_add_(0, labels.clamp(min=0), counts.long())
 
 
 def summarize_losses(sums: Tensor, counts: Tensor) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 A scheduler warns a job before it ends it. The signal only raises a flag here; the step that is under way says of all
 processes whether one of them was asked, and then all save a last checkpoint together and end with status 75, which
-means "try again" (EX_TEMPFAIL).
+means "try again" (EX_TEMPFAIL). An evaluation that is under way is finished first.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from pathlib import Path
 
 from kebiolm.console import console
 from kebiolm.errors import UserError
+from kebiolm.files import write_text
+from kebiolm.training.job_lock import running_job
 from kebiolm.training.run_folder import RUN_FILE
 
 EXIT_STATUS = 75
 STOP_FILE = "stop_requested"
-"""In the output folder; for clusters where a signal does not reach the processes (pdsh)."""
+"""In the output folder, with the name of the job that it asks; for clusters where a signal does not reach the
+processes (pdsh). A file without a name asks whichever job runs."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -27,35 +30,51 @@ def ask_to_stop(output: Path) -> None:
     """Ask the run at `output` to stop after the step that is under way.
 
     Raises:
-        UserError: `output` is not the folder of a run.
+        UserError: `output` is not the folder of a run, or no job is at work on it.
     """
     if not (output / RUN_FILE).is_file():
         got = "another folder" if output.is_dir() else "no such folder"
         raise UserError(output, got=got, expected="the output folder of a pretraining run", mend="check the path")
-    (output / STOP_FILE).touch()
-    console.print(f"asked: the run at {output} saves a checkpoint and ends after the step that is under way")
+    job = running_job(output)
+    if job is None:
+        raise UserError(
+            output, got="no running job", expected="one that can be asked to stop", mend="nothing needs to be done"
+        )
+    write_text(output / STOP_FILE, job.name)
+    console.print(
+        f"asked: process {job.pid} on {job.host} saves a checkpoint and ends after the step that is under way",
+        soft_wrap=True,
+    )
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by what.
+    """Whether this process was asked to stop, and by what."""
 
-    Args:
-        output: the run's folder, where `STOP_FILE` is looked for; None on processes that need not look.
-    """
-
-    def __init__(self, output: Path | None) -> None:
-        self._stop_file = None if output is None else output / STOP_FILE
+    def __init__(self) -> None:
+        self._stop_file: Path | None = None
+        self._job = ""
         self._signal: str | None = None
 
     @property
     def reason(self) -> str | None:
         """Name of the signal or of the stop file; None while nobody asked."""
-        if self._signal is None and self._stop_file is not None and self._stop_file.exists():
-            return self._stop_file.name
+        if self._signal is None and self._is_asked_by_file():
+            return STOP_FILE
         return self._signal
 
+    def watch(self, output: Path, job: str) -> None:
+        """Look for the stop file too, on the one process that does; one without a name is from before and removed.
+
+        Args:
+            output: the run's folder.
+            job: name of this job, as its lock has it.
+        """
+        self._stop_file, self._job = output / STOP_FILE, job
+        if self._stop_file.exists() and not self._stop_file.read_text(encoding="utf-8").strip():
+            self._stop_file.unlink()
+
     def forget(self) -> None:
-        """Remove the stop file: it asks one job to stop, not the next one too."""
+        """Remove the stop file."""
         if self._stop_file is not None:
             self._stop_file.unlink(missing_ok=True)
 
@@ -75,3 +94,9 @@ class StopRequest:
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
+
+    def _is_asked_by_file(self) -> bool:
+        if self._stop_file is None or not self._stop_file.exists():
+            return False
+        # A request that was made to an earlier job is not for this one, however late it is found.
+        return self._stop_file.read_text(encoding="utf-8").strip() in ("", self._job)

@@ -12,6 +12,7 @@ from torch import Tensor
 from kebiolm.data.collator import Batch
 from kebiolm.errors import UserError
 from kebiolm.training.metrics import count_targets, loss_sums, sum_over_processes
+from kebiolm.training.sample_log import checksum_of_samples
 
 # Seeds of dropout are made from (seed, step, micro batch); this keeps them apart from other uses of the seed.
 _DROPOUT_STREAM = 1_000_003
@@ -32,6 +33,8 @@ class StepResult:
     """[micro batches] bool, this process's micro batches whose losses are finite."""
     stop_requested: bool
     """Some process was asked to stop; equal on all processes."""
+    sample_checksum: int
+    """Of the whole global batch, as `sample_log` says; equal on all processes."""
 
 
 class TrainStep:
@@ -66,9 +69,12 @@ class TrainStep:
         Raises:
             UserError: gradients overflow at the smallest loss scale (fp16).
         """
-        batches = [to_device(batch, self.engine.device) for batch in batches]
+        checksum = sum(checksum_of_samples(batch["sample_ids"]) for batch in batches)
+        # Counted where the loader left them, on the host: nothing of it runs on a GPU.
         counts = torch.stack([count_targets(batch) for batch in batches]).sum(0)
-        shared = sum_over_processes(torch.cat([counts, counts.new_tensor([float(wants_stop)])]))
+        shared = torch.cat([counts, counts.new_tensor([wants_stop, checksum])]).to(self.engine.device)
+        shared = sum_over_processes(shared)
+        batches = [to_device(batch, self.engine.device) for batch in batches]
         on_host = shared.to("cpu", non_blocking=True)
         counts = shared[:_TARGETS]
         # DeepSpeed averages gradients over processes and micro batches; the product undoes that.
@@ -93,6 +99,7 @@ class TrainStep:
             was_applied=self.engine.was_step_applied(),
             is_finite=torch.stack(are_finite),
             stop_requested=bool(on_host[_TARGETS] > 0),
+            sample_checksum=int(on_host[_TARGETS + 1]),
         )
 
     def _update(self) -> None:

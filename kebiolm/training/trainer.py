@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from kebiolm.data.loader import PretrainingLoader
 from kebiolm.errors import UserError
+from kebiolm.tracking.metric_log import MetricLog
 from kebiolm.training.config import PretrainConfig
-from kebiolm.training.evaluation import Evaluator
+from kebiolm.training.distributed import is_true_anywhere
+from kebiolm.training.evaluation import Evaluation, Evaluator
 from kebiolm.training.metrics import sum_over_processes, summarize_losses
 from kebiolm.training.nonfinite import NonfiniteGuard
+from kebiolm.training.sample_log import SampleLog
 from kebiolm.training.stop_request import StopRequest
-from kebiolm.training.tracking import MetricLog
+from kebiolm.training.throughput import Throughput
 from kebiolm.training.train_step import StepResult, TrainStep
 
 
@@ -34,10 +34,16 @@ class Trainer:
     stop_request: StopRequest
     save: Callable[[int], Any]
     """Saves a checkpoint after so many steps; called by all processes."""
+    report: Callable[[int, Evaluation], None]
+    """Shows what an evaluation after so many steps came to; called on global rank 0."""
     metric_log: MetricLog | None
     """Where records go; on global rank 0 only."""
+    sample_log: SampleLog | None
+    """Where the checksums of the steps' samples go; on global rank 0 only."""
     steps_done: int = 0
     """Optimizer steps done so far; above 0 after a resume."""
+    last_evaluated_step: int = -1
+    """Step of the newest evaluation that is recorded; an earlier job may have stopped just before one."""
     last_logged_step: int = 0
     """Step of the newest training figures."""
     last_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -47,63 +53,67 @@ class Trainer:
         """Train from `steps_done` to the end; `advance(steps, note)` is called after each step.
 
         Returns:
-            False if it ended early, after a last checkpoint, because some process was asked to stop.
+            False if it ended early, because some process was asked to stop; what was done until then is saved.
 
         Raises:
             UserError: a loss or gradient is not finite, and the run is to stop there.
         """
         config, total = self.config, self.loader.steps_total
-        if self.steps_done == 0:
+        # Asked while the job was set up: nothing has been done since the checkpoint that it went on from.
+        if is_true_anywhere(self.stop_request.reason is not None, self.train_step.engine.device):
+            return False
+        if self.steps_done % config.evaluation.every_steps == 0 and self.last_evaluated_step < self.steps_done:
             self._evaluate()
-        tokens, since = torch.zeros((), dtype=torch.float64, device=self.train_step.engine.device), time.monotonic()
+        throughput = Throughput(self.train_step.engine.device)
         for step, batches in self.loader.iterate(self.steps_done, total):
             result = self.train_step(step, batches, wants_stop=self.stop_request.reason is not None)
             self.steps_done = step + 1
+            if self.sample_log is not None:
+                self.sample_log.record(self.steps_done, result.sample_checksum)
             self.guard.look_at(self.steps_done, batches, result)
-            tokens += result.counts[3]
+            throughput.add(result.counts[3])
             is_last = self.steps_done == total
             stops = result.stop_requested and not is_last
             saves = self.steps_done % config.checkpoints.every_steps == 0 or is_last or stops
             # Figures are also taken where a checkpoint is: a resumed run continues the curve without a gap.
             if self.steps_done % config.tracking.every_steps == 0 or saves or step == 0:
-                self._record_step(step, result, float(tokens) / max(time.monotonic() - since, 1e-9))
-                tokens.zero_()
-                since = time.monotonic()
+                self._record_step(step, result, throughput.take())
             if (self.steps_done % config.evaluation.every_steps == 0 and not stops) or is_last:
-                self._evaluate()
-                since = time.monotonic()
+                with throughput.paused():
+                    self._evaluate()
             if saves:
-                self.save(self.steps_done)
-                since = time.monotonic()
+                with throughput.paused():
+                    self.save(self.steps_done)
             advance(1, note=self._newest_loss())
             if stops:
                 return False
         return True
 
-    def _record_step(self, step: int, result: StepResult, tokens_per_second: float) -> None:
+    def _record_step(self, step: int, result: StepResult, speed: dict[str, float]) -> None:
         metrics = {}
         sums = sum_over_processes(result.loss_sums)
         # The sums of a step that was left out may be no numbers at all; JSON and MLflow know no such thing.
         if result.was_applied:
             metrics = summarize_losses(sums, result.counts) | self._gradient_norm()
         metrics["learning_rate"] = self.train_step.learning_rate(step)
-        metrics["tokens_per_second"] = tokens_per_second
         metrics["skipped_steps"] = float(self.train_step.engine.skipped_steps)
         if self.train_step.engine.fp16_enabled():
             metrics["loss_scale"] = float(self.train_step.engine.loss_scale())
-        self._record("train", metrics)
+        self._record("train", metrics | speed)
 
     def _evaluate(self) -> None:
-        if metrics := self.evaluate():
+        if (evaluation := self.evaluate()) is not None:
             # All processes hold the same sums, so all stop together.
-            if not all(math.isfinite(value) for value in metrics.values()):
+            if not all(math.isfinite(value) for value in evaluation.metrics.values()):
                 raise UserError(
                     f"evaluation after step {self.steps_done}",
-                    got=", ".join(f"{name} {value}" for name, value in metrics.items()),
+                    got=", ".join(f"{name} {value}" for name, value in evaluation.metrics.items()),
                     expected="finite losses",
                     mend="lower optimization.learning_rate, or go on from an earlier checkpoint",
                 )
-            self._record("heldout", metrics)
+            self._record("heldout", evaluation.metrics)
+            if self.metric_log is not None:
+                self.report(self.steps_done, evaluation)
 
     def _record(self, kind: str, metrics: dict[str, float]) -> None:
         self.last_metrics[kind] = metrics

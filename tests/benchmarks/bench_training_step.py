@@ -74,6 +74,8 @@ def make_batch() -> Batch:
         "document_index": torch.ones_like(ids),
         "position_ids": torch.arange(LENGTH).expand_as(ids),
         "mlm_labels": mlm_labels,
+        "mlm_positions": (mlm_labels.flatten() != -100).nonzero().squeeze(1),
+        "segment_offsets": torch.arange(0, ids.numel() + 1, LENGTH),
         "bio_labels": bio_labels,
         "mention_spans": spans,
         "entity_labels": torch.randint(3, ENTITIES, (len(spans),), generator=generator),

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from kebiolm.export.to_hf import export_checkpoint
 from kebiolm.linking import KeBioLM
-from kebiolm.training.tracking import RUN
+from kebiolm.tracking.run_description import RUN
 
 
 def test_run_is_exported_links_and_has_its_card_at_mlflow(trained_run: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def look(rank: int, folder: str, is_fp16: bool, queue: multiprocessing.Queue) ->
 
     def result(*finite: bool) -> StepResult:
         nothing = torch.zeros(4)
-        return StepResult(nothing[:3], nothing, False, torch.tensor(finite), False)
+        return StepResult(nothing[:3], nothing, False, torch.tensor(finite), False, 0)
 
     guard.look_at(1, batches, result(True, rank == 0))
     try:

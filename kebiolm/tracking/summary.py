@@ -7,10 +7,15 @@ from pathlib import Path
 from rich.table import Table
 
 from kebiolm.console import console
-from kebiolm.training.tracking import RECORDS, described_run, read_records
+from kebiolm.tracking.metric_log import RECORDS, read_records
+from kebiolm.tracking.metric_names import HELDOUT
+from kebiolm.tracking.run_description import described_run
 
 BASELINE = "heldout.most_frequent_entity_share"
 """Parameter of a run: the share of held-out mentions that its most frequent entity has, in 0..1."""
+
+REPORT = "report.html"
+"""The run's page in its output folder: curves, confusion, linking by semantic type, linked sentences."""
 
 
 def print_summary(output: Path) -> None:
@@ -23,7 +28,7 @@ def print_summary(output: Path) -> None:
         UserError: the folder holds no run.
     """
     described = described_run(output)
-    records = [record for record in read_records(output / RECORDS) if record["kind"] == "heldout"]
+    records = [record for record in read_records(output / RECORDS) if record["kind"] == HELDOUT]
     if records:
         first, last = records[0], records[-1]
         table = Table("held out", f"step {first['step']}", f"step {last['step']}", title="Before and after")
@@ -36,5 +41,7 @@ def print_summary(output: Path) -> None:
     page = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
     console.print(f"checkpoints   {output / 'checkpoints'}")
     console.print(f"figures       {output / RECORDS}")
+    if (output / REPORT).is_file():
+        console.print(f"report        {output / REPORT}")
     console.print(f"MLflow run    {described['run_id'] or 'not delivered yet: kebiolm track sync ' + str(output)}")
     console.print(f"MLflow page   {page}")
