@@ -23,6 +23,7 @@ bench: install  ## the benchmarks, with the peers that they run beside this code
 	$(BIN)/python -m tests.benchmarks.bench_training_step
 	$(BIN)/python -m tests.benchmarks.bench_pretrain
 	$(BIN)/python -m tests.benchmarks.bench_plan
+	$(BIN)/python -m tests.benchmarks.bench_tracking
 	$(BIN)/python -m tests.benchmarks.bench_kb_build
 	$(BIN)/python -m tests.benchmarks.bench_linker --peer-index build/scispacy-hnsw
 	$(BIN)/python -m tests.benchmarks.bench_annotate --peer-index build/scispacy-hnsw
@@ -44,7 +45,7 @@ chaos: install  ## kills pretraining and its MLflow server at random and compare
 test-docker: install  ## the compose file on a real Docker engine, which must be running
 	$(BIN)/python -m pytest -m docker tests/integration
 
-test-cluster: install  ## two hosts: TWO_HOSTS=SCRIPT that makes them, or HOSTFILE=FILE WORK=SHARED_FOLDER
+test-cluster: install  ## Slurm where installed; two hosts: TWO_HOSTS=SCRIPT makes them, or HOSTFILE=FILE WORK=SHARED_FOLDER
 	$(BIN)/python -m pytest -m cluster tests/integration
 
 check: install  ## lint and formatting, without edits

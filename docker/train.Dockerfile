@@ -2,10 +2,11 @@
 # Build from the repository's root:   docker build -f docker/train.Dockerfile -t kebiolm-train .
 # The default torch, built for CUDA 12.6, runs on V100 (compute capability 7.0) to H200; builds for newer CUDA leave V100
 # out. For optimizer offload to the CPU, which DeepSpeed compiles at run time, choose a base with nvcc, of torch's CUDA:
-#   --build-arg BASE_IMAGE=nvidia/cuda:12.6.3-devel-ubuntu22.04
+#   --build-arg BASE_IMAGE=nvidia/cuda:12.6.3-devel-ubuntu24.04
 # Without a GPU:
 #   --build-arg BASE_IMAGE=python:3.11-slim-bookworm --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG BASE_IMAGE=nvidia/cuda:12.6.3-runtime-ubuntu22.04
+# A base needs Python 3.11 or 3.12: constraints.txt has versions that no longer run on 3.10, which Ubuntu 22.04 brings.
+ARG BASE_IMAGE=nvidia/cuda:12.6.3-runtime-ubuntu24.04
 
 FROM ${BASE_IMAGE} AS base
 # g++ and Python's headers: Triton and the operator for CPUs compile at run time. pdsh, ssh: DeepSpeed's launcher.

@@ -332,13 +332,16 @@ def pretrain(
 ) -> None:
     """Pretrain a model in one process; started again with the same output folder, it resumes.
 
-    On several processes: deepspeed --num_gpus 8 --module kebiolm.training.pretrain CONFIG [OVERRIDES]...
+    On several processes or hosts: launch/pretrain.sh CONFIG [OVERRIDES]... -- --num_gpus 8
     """
     from kebiolm.training.config import load_config
+    from kebiolm.training.deepspeed_engine import leave_distributed
     from kebiolm.training.pretrain import pretrain as run
     from kebiolm.training.stop_request import EXIT_STATUS
 
-    if not run(load_config(config, overrides or [])):
+    is_finished = run(load_config(config, overrides or []))
+    leave_distributed()
+    if not is_finished:
         raise typer.Exit(EXIT_STATUS)
 
 

@@ -35,15 +35,27 @@ def exit_on_user_error(*, say: bool = True) -> Iterator[None]:
     try:
         yield
         return
-    except UserError as error:
-        mistake = error
-    except OSError as error:
-        mend = "check the path, its permissions and the free space"
-        where, got = error.filename or "file system", error.strerror or error
-        mistake = UserError(where, got=got, expected="access to it", mend=mend)
+    except (UserError, OSError) as error:
+        mistake = as_user_error(error)
     if say:
-        error_console.print(f"[bold red]error:[/] {escape(str(mistake))}")
+        say_user_error(mistake)
     sys.exit(USER_ERROR_STATUS)
+
+
+def say_user_error(mistake: UserError) -> None:
+    """Print a user's mistake as one line on stderr, once."""
+    if not mistake.was_said:
+        error_console.print(f"[bold red]error:[/] {escape(str(mistake))}")
+        mistake.was_said = True
+
+
+def as_user_error(error: UserError | OSError) -> UserError:
+    """A user's mistake as it is; a file system's refusal as one."""
+    if isinstance(error, UserError):
+        return error
+    where, got = error.filename or "file system", error.strerror or error
+    mend = "check the path, its permissions and the free space"
+    return UserError(where, got=got, expected="access to it", mend=mend)
 
 
 @contextmanager

@@ -20,6 +20,8 @@ class UserError(ValueError):
 
     def __init__(self, where: object, *, got: object, expected: object, mend: str) -> None:
         self.where, self.got, self.expected, self.mend = str(where), str(got), str(expected), mend
+        self.was_said = False
+        """Whether the user was told already, because more had to be done before the command could end."""
         text = f"{self.where}: got {self.got}; expected {self.expected}; {self.mend}"
         super().__init__(" ".join(text.split()))
 

@@ -42,11 +42,14 @@ for command in deepspeed python; do
     refuse "$command: got no such command; expected KeBioLM's environment; do: source .venv/bin/activate"
 done
 
+# A request to stop that is made here is for this launch alone, not for another job at work on the same folder.
+KEBIOLM_LAUNCH=$(od -An -N8 -tx8 /dev/urandom | tr -d ' ')
+export KEBIOLM_LAUNCH
 # DeepSpeed itself hands these files to the hosts only where there are several, and takes no comments or empty lines.
 environment=$(mktemp)
 trap 'rm -f "$environment"' EXIT
 for name in DS_ACCELERATOR DEEPSPEED_TIMEOUT OMP_NUM_THREADS TORCH_EXTENSIONS_DIR TOKENIZERS_PARALLELISM \
-  HF_HUB_OFFLINE GLOO_SOCKET_IFNAME KEBIOLM_CACHE KEBIOLM_KNN_BACKEND; do
+  HF_HUB_OFFLINE GLOO_SOCKET_IFNAME KEBIOLM_CACHE KEBIOLM_KNN_BACKEND KEBIOLM_LAUNCH; do
   [ -z "${!name+set}" ] || echo "$name=${!name}" >>"$environment"
 done
 files=("$HOME/.deepspeed_env" ./.deepspeed_env)
@@ -67,6 +70,7 @@ export DS_ENV_FILE=$environment
 
 checked=$(python -m kebiolm.training.launch_check "${hostfile[@]}" "${training[@]}")
 { read -r run_file; read -r stop_file; } <<<"$checked"
+stop_file=$stop_file.$KEBIOLM_LAUNCH
 
 if [ ${#hostfile[@]} -gt 0 ]; then
   # Without --force_multi a hostfile of one host would start here, whatever host it names.
@@ -109,7 +113,7 @@ end_job() {
 while kill -0 "$job" 2>/dev/null; do
   sleep 1 || true
   [ -n "$asked_at" ] || continue
-  # Again and again: a job that is just starting takes an old request for one to its predecessor, and removes it.
+  # Not before the job has made its folder.
   [ ! -e "$run_file" ] || touch "$stop_file"
   if [ -n "$kill_now" ] || [ $((SECONDS - asked_at)) -ge "${KEBIOLM_STOP_GRACE_S:-600}" ]; then
     end_job

@@ -117,9 +117,21 @@ def sample_shards(sample_dir: Path, sample_kb: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def trained_run(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output folder of a finished run: 40 steps of the debug recipe on the sample, ZeRO-2 in 2 processes. Read only."""
+    """Output folder of a finished run: 40 steps of the debug recipe on the sample, ZeRO-2 in 2 processes. Read only.
+
+    The one run of the tests of training that MLflow has too.
+    """
     from tests.training.launch import launch_pretraining
 
     output = tmp_path_factory.mktemp("trained") / "run"
-    launch_pretraining(sample_shards, output).check()
+    uri = f"sqlite:///{output.parent / 'mlflow.db'}"
+    launch_pretraining(sample_shards, output, f"tracking.tracking_uri={uri}").check()
     return output
+
+
+@pytest.fixture(scope="session")
+def zero_checkpoints(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of two processes, one run folder for each case of `tests.export.zero_checkpoints`. Read only."""
+    from tests.export.zero_checkpoints import make_zero_checkpoints
+
+    return make_zero_checkpoints(tmp_path_factory.mktemp("zero"), tiny_tokenizer_folder)

@@ -37,6 +37,7 @@ def consolidate(checkpoint: Path) -> dict[str, Tensor]:
         # It prints each shard's shape and draws its own progress bars.
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), checkpoint.name)
+        state |= _untrained_of_stage_1(checkpoint, state)
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
         raise UserError(
             checkpoint,
@@ -45,6 +46,16 @@ def consolidate(checkpoint: Path) -> dict[str, Tensor]:
             mend="use an older checkpoint",
         ) from None
     return _as_fp32(state)
+
+
+def _untrained_of_stage_1(checkpoint: Path, gathered: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Frozen weights, which DeepSpeed gathers under ZeRO 2 and 3 only; under ZeRO 1 each process has them all."""
+    file = checkpoint / "mp_rank_00_model_states.pt"
+    if not file.is_file():  # ZeRO 3
+        return {}
+    states = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    trained = {name for group in states["param_shapes"] for name in group}
+    return {name: weight for name, weight in states["module"].items() if name not in gathered.keys() | trained}
 
 
 def _as_fp32(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -140,6 +140,22 @@ def load_entity_embeddings(model: KeBioLMForPreTraining, embeddings: Tensor, *, 
     table.copy_(embeddings)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files in which a checkpoint folder has its weights, sorted by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / f"{name}.index.json").is_file():
+            files = _read_json(folder / f"{name}.index.json")["weight_map"].values()
+            return [folder / file for file in sorted(set(files))]
+    got = "neither model.safetensors nor pytorch_model.bin" if folder.is_dir() else "no such folder"
+    raise UserError(folder, got=got, expected="the weights of a BERT", mend=_FOLDER_MEND)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -151,14 +167,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder, on the CPU."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return _read_weight_file(folder / name)
-        if (folder / f"{name}.index.json").is_file():
-            files = sorted(set(_read_json(folder / f"{name}.index.json")["weight_map"].values()))
-            return {key: tensor for file in files for key, tensor in _read_weight_file(folder / file).items()}
-    got = "neither model.safetensors nor pytorch_model.bin" if folder.is_dir() else "no such folder"
-    raise UserError(folder, got=got, expected="the weights of a BERT", mend=_FOLDER_MEND)
+    return {key: tensor for file in weight_files(folder) for key, tensor in _read_weight_file(file).items()}
 
 
 def _read_weight_file(path: Path) -> dict[str, Tensor]:

@@ -114,9 +114,10 @@ def _search(workload: Workload, card: Card) -> int:
 
 
 def _evaluation(workload: Workload) -> int:
-    """Nothing is saved: the widest layer, or the head; 0 where nothing is held out."""
-    section = workload.config.evaluation
-    sequences = min(workload.data.heldout, section.micro_batch_size, section.max_sequences or workload.data.heldout)
+    """Nothing is saved: the widest layer, or the head; 0 where nothing is held out, a full batch where not known."""
+    section, heldout = workload.config.evaluation, workload.data.heldout
+    limits = (section.micro_batch_size, heldout, section.max_sequences)
+    sequences = min(limit for limit in limits if limit is not None)
     tokens = sequences * workload.data.length
     states = tokens * workload.model.hidden * workload.zero.bytes
     wide = tokens * workload.model.intermediate * workload.zero.bytes

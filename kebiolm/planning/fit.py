@@ -12,6 +12,8 @@ from kebiolm.planning.memory import Memory, predict_memory
 from kebiolm.planning.workload import Workload, Zero, read_zero
 
 GIB = 2**30
+AMPLE = 0.85
+"""Share of a card that a run should stay below: the arithmetic may be off by 15%, and nothing was measured on a GPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,12 @@ class Change:
     """As overrides of the command line."""
     workload: Workload
     memory: Memory
+
+    @property
+    def says(self) -> str:
+        """The change as advice."""
+        host = f" and {self.memory.host / GIB:.1f} GiB of host memory for each process" if self.memory.host else ""
+        return f"set {' '.join(self.settings)} ({self.memory.total / GIB:.1f} GiB{host}; the same global batch)"
 
 
 def check_fit(workload: Workload, card: Card, memory: Memory) -> None:
@@ -34,27 +42,32 @@ def check_fit(workload: Workload, card: Card, memory: Memory) -> None:
         return
     change = find_fitting(workload, card)
     need = f"{memory.total / GIB:.1f} GiB at the {memory.moment}"
-    if change is None:
-        mend = "use a card with more memory, or a smaller model"
-    else:
-        mend = f"set {' '.join(change.settings)} ({change.memory.total / GIB:.1f} GiB; the same batch and result)"
+    mend = "use a card with more memory, or a smaller model" if change is None else change.says
     raise UserError(
         f"{workload.processes} x {card.name}", got=need, expected=f"at most {card.memory / GIB:.1f} GiB", mend=mend
     )
 
 
-def find_fitting(workload: Workload, card: Card) -> Change | None:
+def find_fitting(workload: Workload, card: Card, *, share: float = 1.0) -> Change | None:
     """The first change that fits: a smaller micro batch, then also activation checkpointing, then also more ZeRO.
 
-    The micro batch is the largest that fits and divides the batch of a process, so that accumulation makes it up and
-    the run computes the same; below half of the asked one, checkpointing is tried before it is made smaller still.
+    The micro batch is the largest that fits and divides the batch of a process, so that accumulation makes it up: the
+    run computes the same but for dropout, which is drawn for each micro batch. Below half of the asked one,
+    checkpointing is tried, where it is off, before the micro batch is made smaller still.
+
+    Args:
+        workload: the run as asked.
+        card: to fit into.
+        share: of the card's memory that may be used, 0 to 1.
     """
-    asked = workload.config.optimization.micro_batch_size
+    optimization = workload.config.optimization
+    asked = optimization.micro_batch_size
     for settings, changed in _variants(workload):
-        for size in _sizes(changed, smallest=1 if settings else -(-asked // 2)):
+        is_last_resort = bool(settings) or optimization.activation_checkpointing
+        for size in _sizes(changed, smallest=1 if is_last_resort else -(-asked // 2)):
             smaller = _with(changed, micro_batch_size=size)
             memory = predict_memory(smaller, card)
-            if card.memory is not None and memory.total <= card.memory:
+            if card.memory is not None and memory.total <= share * card.memory:
                 named = () if size == asked else (f"optimization.micro_batch_size={size}",)
                 return Change(settings=(*named, *settings), workload=smaller, memory=memory)
     return None

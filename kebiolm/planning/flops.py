@@ -78,9 +78,10 @@ def training_flops(workload: Workload, flops: Flops, *, executed: bool) -> float
 
 
 def evaluation_flops(workload: Workload, flops: Flops) -> float:
-    """Operations of the run's evaluations: before the first step, at intervals, and at the end."""
+    """Operations of the run's evaluations: before the first step, at intervals, and at the end; 0 if not known."""
     section = workload.config.evaluation
-    sequences = min(workload.data.heldout, section.max_sequences or workload.data.heldout)
+    heldout = workload.data.heldout or 0
+    sequences = min(heldout, section.max_sequences or heldout)
     times = 1 + -(-workload.steps // section.every_steps)
     return sequences * times * flops.total
 

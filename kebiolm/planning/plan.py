@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kebiolm.errors import UserError
 from kebiolm.planning.cards import Card, check_precision, find_card
-from kebiolm.planning.fit import check_fit
+from kebiolm.planning.fit import AMPLE, GIB, check_fit, find_fitting
 from kebiolm.planning.flops import Flops, Range, count_flops, evaluation_flops, hours, training_flops
 from kebiolm.planning.memory import Memory, predict_memory
 from kebiolm.planning.parameters import Parameters, count_parameters
 from kebiolm.planning.workload import Workload, make_workload
 from kebiolm.training.config import PretrainConfig
-
-WARMUP_LIMIT = 0.3
-"""Share of the steps above which a warm-up is too long (requirement U7)."""
+from kebiolm.training.schedule import WARMUP_LIMIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def make_plan(
         training=training,
         evaluation=evaluation,
         cost=_cost(training, evaluation, gpus, price_per_gpu_hour),
-        warnings=tuple(_warnings(workload)),
+        warnings=tuple(_warnings(workload, card, memory)),
     )
 
 
@@ -93,11 +92,22 @@ def _cost(training: Range, evaluation: Range, gpus: int, price: float | None) ->
     )
 
 
-def _warnings(workload: Workload) -> list[str]:
+def _warnings(workload: Workload, card: Card, memory: Memory) -> Iterator[str]:
     warmup, steps = workload.config.optimization.warmup_steps, workload.steps
-    if warmup <= WARMUP_LIMIT * steps:
-        return []
-    return [
-        f"warm-up is {warmup:,} of {steps:,} steps ({warmup / steps:.0%}), more than {WARMUP_LIMIT:.0%}: lower "
-        f"optimization.warmup_steps, to {int(WARMUP_LIMIT * steps):,} or less"
-    ]
+    if warmup > WARMUP_LIMIT * steps:
+        yield (
+            f"warm-up is {warmup:,} of {steps:,} steps ({warmup / steps:.0%}), more than {WARMUP_LIMIT:.0%}: lower "
+            f"optimization.warmup_steps, to {int(WARMUP_LIMIT * steps):,} or less"
+        )
+    if card.memory is not None and memory.total > AMPLE * card.memory:
+        change = find_fitting(workload, card, share=AMPLE)
+        safer = "" if change is None else f"; {change.says}"
+        yield (
+            f"{memory.total / GIB:.1f} of {card.memory / GIB:.1f} GiB, more than {AMPLE:.0%}, leaves little for what "
+            f"the arithmetic misses{safer}"
+        )
+    if memory.host:
+        yield (
+            f"{memory.host / GIB:.1f} GiB of host memory for each process are not checked: a host with 8 GPUs needs "
+            f"{8 * memory.host / GIB:.0f} GiB, and more for reading data and for saving"
+        )

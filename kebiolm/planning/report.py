@@ -71,7 +71,7 @@ def memory_table(made: Plan) -> Table:
         "    of it, entity table", _size(memory.entity_table, whole), "", f"{made.parameters.entities:,} numbers"
     )
     if memory.host:
-        table.add_row("host memory, offloaded", _size(memory.host, whole), "", "of each process")
+        table.add_row("host memory, offloaded", _size(memory.host, whole), "", "of each process, not checked")
     return table
 
 
@@ -96,6 +96,8 @@ def time_table(made: Plan) -> Table:
     operations = training_flops(workload, made.flops, executed=False)
     table.add_row("operations", f"{operations:.3g} FLOPs", _shares(made), end_section=True)
     table.add_row(*_row_of_hours("training", made.training, "likely (from fast to slow)"))
+    if workload.data.heldout is None:
+        table.add_row("evaluation", "not counted", "without shards the held-out sequences are not known")
     if made.evaluation.high > 0:
         table.add_row(*_row_of_hours("evaluation", made.evaluation, f"every {config.evaluation.every_steps:,} steps"))
     likely = made.training.likely * 3600

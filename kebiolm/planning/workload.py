@@ -24,7 +24,8 @@ class Data:
     """What the planner knows of the shards."""
 
     sequences: int
-    heldout: int
+    heldout: int | None
+    """None: not known."""
     length: int
     """L: positions of a sequence."""
     fill: float
@@ -168,7 +169,7 @@ def read_data(config: PretrainConfig, sequences: int | None) -> Data:
         )
     return Data(
         sequences=sequences,
-        heldout=0,
+        heldout=None,
         length=PAPER_LENGTH,
         fill=PAPER_FILL,
         mentions=PAPER_MENTIONS,

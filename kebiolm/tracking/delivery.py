@@ -17,6 +17,7 @@ from kebiolm.tracking.metric_log import RECORDS
 from kebiolm.tracking.metric_names import mlflow_name
 from kebiolm.tracking.run_description import RUN, described_run
 from kebiolm.tracking.system_metrics import SYSTEM_RECORDS
+from kebiolm.tracking.tracking_uri import SQLITE
 
 CURSOR = "metrics.sent.json"
 """How far each spool was delivered (bytes), and the hashes of the files and the description that MLflow has."""
@@ -27,7 +28,6 @@ _KEY_TAG = "kebiolm.run"
 _METRICS_PER_CALL = 500
 _ITEMS_PER_CALL = 100  # MLflow's limit for parameters and for tags
 _DIGEST_LENGTH = 36  # MLflow's limit
-_SQLITE = "sqlite:///"
 # A request that takes longer counts as failed. MLflow's own retries would block for minutes.
 _REQUEST_SECONDS = "15"
 
@@ -36,7 +36,7 @@ class Delivery:
     """Sends what MLflow does not have yet.
 
     Args:
-        output: a folder in which `describe_run` wrote.
+        output: a folder in which `describe_run` wrote, with an address of MLflow.
     """
 
     def __init__(self, output: Path) -> None:
@@ -193,9 +193,9 @@ def _artifacts_beside(uri: str) -> str | None:
     Returns:
         None for a server, which knows its own place.
     """
-    if not uri.startswith(_SQLITE):
+    if not uri.startswith(SQLITE):
         return None
-    return (Path(uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts").as_uri()
+    return (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
 
 
 def _make_client(uri: str) -> Any:

@@ -13,20 +13,21 @@ from typing import Any
 
 from kebiolm.errors import UserError
 from kebiolm.files import write_json
+from kebiolm.tracking.tracking_uri import choose_tracking_uri
 
 RUN = "mlflow_run.json"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """MLflow's words for the state of a run."""
-
-_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
     """A run as MLflow is to show it."""
 
-    tracking_uri: str
-    """MLflow's address, such as "sqlite:///mlflow.db" or "http://host:5000"; MLFLOW_TRACKING_URI wins over it."""
+    tracking_uri: str | None
+    """MLflow's address, such as "sqlite:///mlflow.db" or "http://host:5000"; MLFLOW_TRACKING_URI wins over it.
+
+    None: nothing is sent to MLflow."""
     experiment: str
     """Name of the experiment; made when absent."""
     run_name: str
@@ -48,7 +49,11 @@ def describe_run(output: Path, description: RunDescription) -> int:
 
     Returns:
         Number of this start of the run, counted from 1.
+
+    Raises:
+        UserError: MLFLOW_TRACKING_URI holds a password, or the folder's description of the run is broken.
     """
+    tracking_uri = choose_tracking_uri(description.tracking_uri)
     parameters = {key: str(value) for key, value in description.parameters.items()}
     if not (output / RUN).is_file():
         described = {
@@ -57,7 +62,7 @@ def describe_run(output: Path, description: RunDescription) -> int:
             "started_ms": int(time.time() * 1000),
             "user": _user(),
             "parameters": parameters,
-            "tracking_uri": _with_absolute_path(os.environ.get("MLFLOW_TRACKING_URI") or description.tracking_uri),
+            "tracking_uri": tracking_uri,
             "experiment": description.experiment,
             "run_name": description.run_name,
             "dataset": description.dataset,
@@ -65,6 +70,9 @@ def describe_run(output: Path, description: RunDescription) -> int:
         }
     else:
         described = described_run(output)
+        # An MLflow run stays where it is; until there is one, the newest address counts.
+        if described["run_id"] is None:
+            described["tracking_uri"] = tracking_uri or described["tracking_uri"]
     first = described["parameters"]
     described["starts"] += 1
     described["latest_start"] = {key: value for key, value in parameters.items() if first.get(key) != value}
@@ -77,6 +85,11 @@ def describe_run(output: Path, description: RunDescription) -> int:
 def end_run(output: Path, status: str) -> None:
     """Write down how a run ended: FINISHED, FAILED or KILLED (asked to stop)."""
     write_json(output / RUN, described_run(output) | {"status": status, "ended_ms": int(time.time() * 1000)})
+
+
+def mark_as_running(output: Path) -> None:
+    """Write down that a run goes on, where somebody took it for ended."""
+    write_json(output / RUN, described_run(output) | {"status": RUNNING, "ended_ms": None})
 
 
 def described_run(output: Path) -> dict[str, Any]:
@@ -101,10 +114,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _with_absolute_path(uri: str) -> str:
-    """A relative sqlite path would mean another file when `kebiolm track sync` is called from another folder."""
-    if not uri.startswith(_SQLITE):
-        return uri
-    return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).resolve())

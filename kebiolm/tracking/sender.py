@@ -17,11 +17,14 @@ from pathlib import Path
 
 from kebiolm.console import error_console
 from kebiolm.tracking.delivery import CURSOR, Delivery
-from kebiolm.tracking.run_description import FAILED, RUNNING, described_run, end_run
+from kebiolm.tracking.run_description import FAILED, RUNNING, described_run, end_run, mark_as_running
 from kebiolm.tracking.system_metrics import SystemMetrics
 
-SECONDS_AT_THE_END = 30.0
-"""How long the parent waits for the last delivery."""
+SECONDS_AT_THE_END = 20.0
+"""How long the last delivery is tried again."""
+
+SAID = 3
+"""Exit status where MLflow does not have everything, which has been said."""
 
 _POLL_S = 2.0
 _LONGEST_WAIT_S = 30.0
@@ -50,7 +53,6 @@ class Sender:
         """Deliver as long as the run goes on; returns the parent's last word, "" if it has gone without one."""
         wait = 0.0
         while (status := self._wait_for_status(wait)) is None:
-            (self._output / CURSOR).touch()
             wait = _POLL_S if self._try(self._deliver) else min(2.0**self._failures, _LONGEST_WAIT_S)
         return status
 
@@ -63,7 +65,7 @@ class Sender:
         seconds = SECONDS_AT_THE_END
         if not status:
             # It may be back already, with a sender of its own.
-            if described_run(self._output)["starts"] != self._start:
+            if not self._is_of_latest_start():
                 return True
             status, seconds = FAILED, _SECONDS_AFTER_A_CRASH
             end_run(self._output, status)
@@ -78,7 +80,15 @@ class Sender:
                 return False
             time.sleep(pause)
 
+    def _is_of_latest_start(self) -> bool:
+        return described_run(self._output)["starts"] == self._start
+
     def _deliver(self) -> None:
+        (self._output / CURSOR).touch()  # the sign of life that `kebiolm track sync` looks for
+        if described_run(self._output)["status"] != RUNNING and self._is_of_latest_start():
+            # The sender of the start before was just writing down the end of that one when this one began.
+            mark_as_running(self._output)
+            self._is_open = False
         if not self._is_open:
             self._delivery.set_status(RUNNING)
             self._is_open = True
@@ -88,6 +98,9 @@ class Sender:
 
     def _deliver_last(self, status: str, ended_ms: int) -> None:
         self._delivery.send_figures()
+        # The figures may have taken minutes, and the run may have been started again meanwhile.
+        if not self._is_of_latest_start():
+            return
         self._delivery.set_status(status, ended_ms)
         self._delivery.send_files()
 
@@ -129,7 +142,7 @@ def reason_of(error: Exception) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point; status 0 if MLflow has everything."""
+    """Entry point; status 0 if MLflow has everything, `SAID` if not."""
     output, start, seconds = Path(arguments[0]), int(arguments[1]), float(arguments[2])
     # Schedulers and terminals signal all processes of a job; this one ends when its parent has.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
@@ -142,7 +155,7 @@ def main(arguments: list[str]) -> int:
     status = sender.follow()
     if system:
         system.stop()
-    return 0 if sender.finish(status) else 1
+    return 0 if sender.finish(status) else SAID
 
 
 if __name__ == "__main__":

@@ -37,11 +37,14 @@ def print_summary(output: Path) -> None:
         console.print(table)
         share = float(described["parameters"].get(BASELINE, "nan"))
         console.print(f"the most frequent entity is {share:.1%} of the held-out mentions")
-    uri = described["tracking_uri"]
+    uri = described["tracking_uri"] or ""
     page = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
     console.print(f"checkpoints   {output / 'checkpoints'}")
     console.print(f"figures       {output / RECORDS}")
     if (output / REPORT).is_file():
         console.print(f"report        {output / REPORT}")
+    if not uri:
+        console.print("MLflow        switched off (tracking.tracking_uri is null)")
+        return
     console.print(f"MLflow run    {described['run_id'] or 'not delivered yet: kebiolm track sync ' + str(output)}")
     console.print(f"MLflow page   {page}")

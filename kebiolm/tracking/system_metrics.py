@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.markup import escape
+
 from kebiolm.console import error_console
 from kebiolm.errors import UserError
 from kebiolm.tracking.metric_log import MetricLog
@@ -33,11 +35,11 @@ class SystemMetrics(threading.Thread):
 
     def run(self) -> None:
         """Sample at once, and then every so many seconds."""
-        measure = [_processor_and_memory(), _disk(self._output), _network(), *_gpus()]
+        parts = [_Part(_processor_and_memory), _Part(lambda: _disk(self._output)), _Part(_network), _Part(_gpus)]
         step = self._log.last_step(SYSTEM)
         while True:
             step += 1
-            metrics = {name: round(value, 1) for one in measure for name, value in one().items()}
+            metrics = {name: round(value, 1) for part in parts for name, value in part.measure().items()}
             self._log.append(SYSTEM, step, metrics)
             if self._stopped.wait(self._seconds):
                 return
@@ -53,6 +55,30 @@ class SystemMetrics(threading.Thread):
 
 
 Measure = Callable[[], dict[str, float]]
+
+
+class _Part:
+    """One part of the machine; where it cannot be measured, that is said once and the other parts go on.
+
+    Args:
+        prepare: returns what measures it.
+    """
+
+    def __init__(self, prepare: Callable[[], Measure]) -> None:
+        self._prepare = prepare
+        self._measure: Measure | None = None
+        self._was_said = False
+
+    def measure(self) -> dict[str, float]:
+        """The part's figures by name; none where it cannot be measured now."""
+        try:
+            self._measure = self._measure or self._prepare()
+            return self._measure()
+        except Exception as error:  # a driver, a container or a card that is gone: each has errors of its own
+            if not self._was_said:
+                self._was_said = True
+                error_console.print(f"[yellow]system metrics, a part is left out:[/] {escape(repr(error))}")
+            return {}
 
 
 def _processor_and_memory() -> Measure:
@@ -100,14 +126,14 @@ def _network() -> Measure:
     return measure
 
 
-def _gpus() -> list[Measure]:
+def _gpus() -> Measure:
     """Of all GPUs of this machine; none where NVIDIA's library (`pip install nvidia-ml-py`) is absent or finds none."""
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
     try:
         monitor = GPUMonitor()
     except (ImportError, RuntimeError):
-        return []
+        return dict
 
     def measure() -> dict[str, float]:
         monitor.collect_metrics()
@@ -115,4 +141,4 @@ def _gpus() -> list[Measure]:
         monitor.clear_metrics()
         return measured
 
-    return [measure]
+    return measure

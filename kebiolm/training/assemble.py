@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.markup import escape
 
+from kebiolm.console import as_user_error, error_console
 from kebiolm.data.collator import PretrainingCollator
 from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB_FILE
 from kebiolm.data.loader import PretrainingLoader, evaluation_batches
 from kebiolm.data.masking import MaskingSettings
 from kebiolm.data.shard_format import PackedShards
 from kebiolm.data.tokenizer import load_tokenizer
-from kebiolm.files import fsync_path, sha256_of_json, write_json
+from kebiolm.files import sha256_of_json, write_json
 from kebiolm.tracking.metric_log import RECORDS, MetricLog, read_records
 from kebiolm.training.checkpoint import save_checkpoint
 from kebiolm.training.config import PretrainConfig
@@ -29,7 +31,7 @@ from kebiolm.training.nonfinite import NonfiniteGuard
 from kebiolm.training.report.evaluation_files import write_evaluation
 from kebiolm.training.report.write import write_report
 from kebiolm.training.resume import check_parameters, choose_resume_point, load_checkpoint
-from kebiolm.training.sample_log import SAMPLES, SampleLog
+from kebiolm.training.sample_log import SampleLog
 from kebiolm.training.schedule import learning_rate_at
 from kebiolm.training.stop_request import StopRequest
 from kebiolm.training.train_step import TrainStep
@@ -87,6 +89,8 @@ def make_trainer(
     engine = make_engine(model, settings, config.optimization, loader.gradient_accumulation_steps)
     if point:
         load_checkpoint(engine, point)
+    sample_log = SampleLog.open(config.output)
+    logs = [] if metric_log is None else [metric_log, sample_log]
     heldout_batches = partial(
         evaluation_batches,
         shards.heldout,
@@ -114,11 +118,11 @@ def make_trainer(
             engine,
             checkpoints,
             keep=config.checkpoints.keep,
-            write_model_files=partial(_write_model_files, config, shards, model),
+            write_model_files=partial(_write_model_files, config, shards, model, logs),
         ),
         report=partial(_report, config.output, shards),
         metric_log=metric_log,
-        sample_log=SampleLog(config.output) if rank == 0 else None,
+        sample_log=sample_log,
         last_evaluated_step=decide_on_first_process(partial(_last_evaluated_step, config.output)),
         steps_done=point.step if point else 0,
     )
@@ -135,15 +139,21 @@ def _make_collator(config: PretrainConfig, shards: PackedShards) -> PretrainingC
 
 def _report(output: Path, shards: PackedShards, step: int, evaluation: Evaluation) -> None:
     """Put what an evaluation came to into the run's folder and on its page."""
-    write_evaluation(output, step, evaluation, shards.entity_vocab, load_tokenizer(shards.tokenizer_path))
-    write_report(output)
+    try:
+        write_evaluation(output, step, evaluation, shards.entity_vocab, load_tokenizer(shards.tokenizer_path))
+        write_report(output)
+    except OSError as error:
+        # The other processes go on. The figures are kept in memory by their log; the page is made again later.
+        error_console.print(f"[yellow]{output} has no new page:[/] {escape(str(as_user_error(error)))}")
 
 
-def _write_model_files(config: PretrainConfig, shards: PackedShards, model: Any, folder: Path) -> None:
+def _write_model_files(
+    config: PretrainConfig, shards: PackedShards, model: Any, logs: list[MetricLog | SampleLog], folder: Path
+) -> None:
     """Configuration, tokenizer, vocabulary and the run's story: what `kebiolm export` puts beside the weights."""
     # What the steps before the checkpoint left behind must be on disk before it: they are not repeated.
-    for name in (RECORDS, SAMPLES):
-        fsync_path(config.output / name)
+    for log in logs:
+        log.put_on_disk()
     folder.mkdir(parents=True)
     model.config.save_pretrained(folder)
     for file in sorted(shards.tokenizer_path.iterdir()):

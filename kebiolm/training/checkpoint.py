@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from rich.markup import escape
 
 from kebiolm.console import error_console
 from kebiolm.errors import UserError
 from kebiolm.files import describe_file, fsync_path, verify_file, write_json
+from kebiolm.training.distributed import run_on_first_process
+from kebiolm.training.shard_files import MEND_FULL, save_shards, wait_until_visible, words_of_size
 
 MARKER = "complete.json"
 DAMAGED = "damaged.json"
@@ -42,22 +45,25 @@ def save_checkpoint(
         step: optimizer steps done so far.
         keep: newest complete checkpoints to keep; older ones are removed once this one is complete.
         write_model_files: writes configuration, tokenizer and vocabulary into the folder it is given (rank 0 only).
+
+    Raises:
+        UserError: on every rank, if some rank could not write its files; the disk is full, as a rule.
     """
     folder = checkpoints / f"step-{step:08d}"
-    if dist.get_rank() == 0:
-        _remove(folder)  # what an earlier, interrupted save left
+
+    def begin() -> None:
+        _make_room(checkpoints, folder)
         folder.mkdir(parents=True)
         write_model_files(folder / MODEL_FOLDER)
-    dist.barrier()
-    engine.save_checkpoint(str(checkpoints), tag=folder.name, client_state={"step": step}, save_latest=False)
-    # Each rank what it wrote itself: on a shared file system one host cannot flush what another still holds.
-    for file in _files(folder):
-        fsync_path(file)
-    dist.barrier()
-    if dist.get_rank() == 0:
+
+    def end() -> None:
+        wait_until_visible(folder, written)
         _mark_complete(folder, step, dist.get_world_size())
         _remove_older(checkpoints, step, keep)
-    dist.barrier()
+
+    run_on_first_process(begin)
+    written = save_shards(engine, folder, step)
+    run_on_first_process(end)
     return folder
 
 
@@ -79,7 +85,7 @@ def newest_whole_checkpoint(checkpoints: Path) -> Path | None:
         try:
             _verify(folder)
         except (UserError, OSError) as error:
-            error_console.print("[yellow]passing over a damaged checkpoint:[/]", str(error), soft_wrap=True)
+            error_console.print("[yellow]passing over a damaged checkpoint:[/]", escape(str(error)), soft_wrap=True)
             # Marked, so that it does not count among those to keep; a disk that cannot be read may be mended.
             if isinstance(error, UserError):
                 (folder / MARKER).rename(folder / DAMAGED)
@@ -96,19 +102,31 @@ def newest_whole_checkpoint(checkpoints: Path) -> Path | None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The complete checkpoint at `path`, or the newest one of the run at `path`.
+    """The complete checkpoint at `path`, or the newest whole one of the run at `path`.
 
     Raises:
-        UserError: there is none, or it does not agree with its list of files.
+        UserError: there is none that agrees with its list of files.
     """
     mend = "give a folder such as OUTPUT/checkpoints/step-00000200 or the OUTPUT folder of a run that saved one"
     if not path.is_dir():
         raise UserError(path, got="no such folder", expected="a checkpoint", mend=mend)
-    found = [path] if (path / MARKER).is_file() else complete_checkpoints(path / "checkpoints")
+    if (path / MARKER).is_file():
+        _verify(path)
+        return path
+    found = complete_checkpoints(path / "checkpoints")
     if not found:
         raise UserError(path, got="no complete checkpoint", expected=f"a folder with {MARKER}", mend=mend)
-    _verify(found[-1])
-    return found[-1]
+    for folder in reversed(found):
+        try:
+            _verify(folder)
+        except UserError as error:
+            # Not marked as damaged: a job may be at work on the run.
+            if folder == found[0]:
+                raise
+            error_console.print("[yellow]passing over a damaged checkpoint:[/]", escape(str(error)), soft_wrap=True)
+        else:
+            break
+    return folder
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
@@ -127,8 +145,35 @@ def read_marker(folder: Path) -> dict[str, Any]:
     return marker
 
 
+def _make_room(checkpoints: Path, folder: Path) -> None:
+    """Remove what interrupted saves left, and see whether a checkpoint as large as the newest one fits.
+
+    Raises:
+        UserError: it does not.
+    """
+    _remove(folder)
+    for left in checkpoints.glob("step-*"):
+        if _is_unfinished(left):
+            _remove(left)
+    needed = 0
+    for newest in complete_checkpoints(checkpoints)[-1:]:
+        needed = sum(recorded["bytes"] for recorded in read_marker(newest)["files"].values())
+    free = shutil.disk_usage(checkpoints).free if checkpoints.is_dir() else needed
+    if free < needed:
+        raise UserError(
+            checkpoints,
+            got=f"a disk with {words_of_size(free)} free",
+            expected=f"room for {folder.name}, at least the {words_of_size(needed)} of the checkpoint before",
+            mend=MEND_FULL,
+        )
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return not (folder / MARKER).is_file() and not (folder / DAMAGED).is_file()
 
 
 def _mark_complete(folder: Path, step: int, world_size: int) -> None:
@@ -136,10 +181,22 @@ def _mark_complete(folder: Path, step: int, world_size: int) -> None:
     for file in _files(folder):
         fsync_path(file)
         described[str(file.relative_to(folder))] = describe_file(file)
+    _check_shards(folder, described, world_size)
     # The names of the files too, before the marker that says that they are there.
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
         fsync_path(path)
     write_json(folder / MARKER, _FORMAT | {"step": step, "world_size": world_size, "files": described})
+
+
+def _check_shards(folder: Path, names: Iterable[str], world_size: int) -> None:
+    """Refuse a list of files without one optimizer shard of every process.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    shards = sum(name.endswith("_optim_states.pt") for name in names)
+    if shards != world_size:
+        raise UserError(folder, got=f"{shards} optimizer shards", expected=f"{world_size}, one a process", mend=_MEND)
 
 
 def _remove_older(checkpoints: Path, step: int, keep: int) -> None:
@@ -153,8 +210,7 @@ def _remove_older(checkpoints: Path, step: int, keep: int) -> None:
     whole = [folder.name for folder in earlier if _has_its_sizes(folder)]
     oldest_kept = whole[-keep:][0] if whole else earlier[0].name
     for folder in earlier:
-        is_unfinished = not (folder / MARKER).is_file() and not (folder / DAMAGED).is_file()
-        if folder.name < oldest_kept or is_unfinished:
+        if folder.name < oldest_kept or _is_unfinished(folder):
             _remove(folder)
 
 
@@ -175,5 +231,7 @@ def _remove(folder: Path) -> None:
 
 
 def _verify(folder: Path, *, check_hash: bool = True) -> None:
-    for name, recorded in read_marker(folder)["files"].items():
+    marker = read_marker(folder)
+    _check_shards(folder, marker["files"], marker["world_size"])
+    for name, recorded in marker["files"].items():
         verify_file(folder, name, recorded, mend=_MEND, check_hash=check_hash)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kebiolm.tracking.tracking_uri import choose_tracking_uri
 from kebiolm.yaml_settings import flatten, load_settings
 
 
@@ -102,11 +103,14 @@ class TrackingSection(_Section):
     """Where figures go besides OUTPUT/metrics.jsonl."""
 
     every_steps: int = Field(10, gt=0, description="log the training losses every so many steps")
-    tracking_uri: str = Field("sqlite:///mlflow.db", description="the environment's MLFLOW_TRACKING_URI wins over it")
+    tracking_uri: str | None = Field(
+        "sqlite:///mlflow.db",
+        description="of MLflow; the environment's MLFLOW_TRACKING_URI wins over it; null: figures stay in OUTPUT",
+    )
     experiment: str = "kebiolm-pretraining"
     run_name: str | None = None
     system_metrics_seconds: float = Field(
-        30.0, ge=0, description="sample the load of the first machine every so many seconds; 0: never"
+        30.0, ge=0, description="sample the load of the first machine every so many seconds (MLflow on); 0: never"
     )
 
 
@@ -135,6 +139,10 @@ def load_config(path: Path, overrides: Sequence[str]) -> PretrainConfig:
     """Read a YAML recipe with its bases, apply `section.key=value` overrides and check everything.
 
     Raises:
-        UserError: a file cannot be read, or settings are unknown, missing or out of range (see `load_settings`).
+        UserError: a file cannot be read, settings are unknown, missing or out of range (see `load_settings`), or
+            MLflow's address has a password in it.
     """
-    return load_settings(path, overrides, PretrainConfig, examples="launch/configs/pretrain/")
+    config = load_settings(path, overrides, PretrainConfig, examples="launch/configs/pretrain/")
+    # Not by a validator: the message of one repeats the value.
+    choose_tracking_uri(config.tracking.tracking_uri)
+    return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import warnings
@@ -14,17 +13,8 @@ from torch import nn
 
 from kebiolm.errors import UserError
 from kebiolm.training.config import OptimizationSection
+from kebiolm.training.deepspeed_file import read_deepspeed_file
 from kebiolm.training.host import prepare_host
-
-# Written by the trainer from the run's settings, so that no number has two sources.
-_KEYS_OF_THE_TRAINER = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-)
 
 
 def init_distributed() -> tuple[int, int]:
@@ -54,6 +44,16 @@ def init_distributed() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+def leave_distributed() -> None:
+    """Leave the process group at the end of a run, without which NCCL warns of what it still holds.
+
+    Only for runs that ended as they should: after a failure NCCL might wait for a process that is gone.
+    """
+    import deepspeed.comm
+
+    deepspeed.comm.destroy_process_group()
+
+
 def load_deepspeed_settings(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON and check that it holds ZeRO and precision settings only.
 
@@ -61,22 +61,7 @@ def load_deepspeed_settings(path: Path) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, holds what DeepSpeed does not know, sets what the recipe sets, has
             no ZeRO stage 1 to 3, or asks for a precision that the device does not have.
     """
-    mend = "give one of deepspeed_configs/*.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(path, got="no such file", expected="a DeepSpeed JSON", mend=mend) from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            path, got=f"a file that is not JSON ({error})", expected="a DeepSpeed JSON", mend=mend
-        ) from None
-    sections = ("fp16", "bf16", "zero_optimization")
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(key, {}), dict) for key in sections):
-        raise UserError(path, got="another structure", expected="a mapping of DeepSpeed's settings", mend=mend)
-    if doubled := sorted(set(settings) & set(_KEYS_OF_THE_TRAINER)):
-        raise UserError(
-            path, got=f"{', '.join(doubled)}", expected="ZeRO and precision only", mend="set these in the YAML recipe"
-        )
+    settings = read_deepspeed_file(path)
     parsed = _parse(path, settings)
     _check_gradient_checks(path, parsed)
     _check_precision(path, parsed)

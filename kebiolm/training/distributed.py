@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from kebiolm.console import as_user_error
 from kebiolm.errors import UserError
 
 Result = TypeVar("Result")
@@ -22,14 +23,14 @@ def run_on_first_process(work: Callable[[], Result]) -> Result | None:
         What `work` returned on rank 0, None elsewhere.
 
     Raises:
-        UserError: on every process, if `work` raised it.
+        UserError: on every process, if `work` raised it, or was refused a file.
     """
     result, mistake = None, None
     if dist.get_rank() == 0:
         try:
             result = work()
-        except UserError as error:
-            mistake = error
+        except (UserError, OSError) as error:
+            mistake = as_user_error(error)
     box = [mistake]
     dist.broadcast_object_list(box, src=0)
     if box[0] is not None:

@@ -55,6 +55,10 @@ class Evaluation:
     """Of this process's first sequences."""
 
 
+class EvaluationStopped(Exception):
+    """An evaluation was given up on all processes, because one was asked to stop."""
+
+
 class Evaluator:
     """Evaluates on one process of a DeepSpeed job.
 
@@ -67,8 +71,15 @@ class Evaluator:
         self._engine, self._make_batches = engine, make_batches
 
     @torch.no_grad()
-    def __call__(self) -> Evaluation | None:
-        """Evaluate on all processes; None where nothing is held out."""
+    def __call__(self, wants_stop: Callable[[], bool]) -> Evaluation | None:
+        """Evaluate on all processes; None where nothing is held out.
+
+        Args:
+            wants_stop: asked before each batch, by all processes together, and answers all of them the same.
+
+        Raises:
+            EvaluationStopped: it was answered that the job is to stop, for whose end a scheduler waits some minutes.
+        """
         engine = self._engine
         engine.eval()
         sums, counts, right = (torch.zeros(size, dtype=torch.float64, device=engine.device) for size in (3, 4, 6))
@@ -76,6 +87,8 @@ class Evaluator:
         of_entities = torch.zeros(engine.module.config.num_entities, 3, dtype=torch.int64, device=engine.device)
         predictions = None
         for batch in self._make_batches():
+            if wants_stop():
+                raise EvaluationStopped
             on_device = to_device(batch, engine.device)
             output = engine(**model_inputs(on_device))
             sums += loss_sums(output).double()

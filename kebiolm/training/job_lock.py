@@ -37,20 +37,23 @@ class Job:
     host: str
     namespace: int
     """Number of the process namespace: containers of one host see different processes under the same pid."""
+    boot: str
+    """Identity of the running kernel: a host that was started again has none of its processes."""
     pid: int
-    started: float
-    """When the process started, in seconds since 1970: process numbers are used again."""
+    started: int
+    """When the process started, in clock ticks since the boot: process numbers are used again, and a time of day would
+    move with the clock."""
 
     @classmethod
     def of_this_process(cls) -> Job:
         """This process, under a new name."""
-        process = psutil.Process()
-        return cls(secrets.token_hex(8), socket.gethostname(), _namespace(), process.pid, process.create_time())
+        pid = os.getpid()
+        return cls(secrets.token_hex(8), socket.gethostname(), _namespace(), _boot(), pid, _start_ticks(pid))
 
     @property
     def is_here(self) -> bool:
         """Whether its process can be looked up from this one."""
-        return (self.host, self.namespace) == (socket.gethostname(), _namespace())
+        return (self.host, self.namespace, self.boot) == (socket.gethostname(), _namespace(), _boot())
 
     @property
     def is_dead(self) -> bool:
@@ -58,9 +61,9 @@ class Job:
         if not self.is_here:
             return False
         try:
-            process = psutil.Process(self.pid)
-            return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - self.started) > 1.0
-        except psutil.NoSuchProcess:
+            is_zombie = psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+            return is_zombie or _start_ticks(self.pid) != self.started
+        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
             return True
 
 
@@ -103,7 +106,7 @@ class JobLock:
         self._released.set()
         self._thread.join()
         if self._is_ours():
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
         try:
@@ -116,7 +119,9 @@ class JobLock:
     def _keep_alive(self) -> None:
         while not self._released.wait(BEAT_S):
             try:
-                if not self._is_ours():
+                found, _ = _read(self._path)
+                # A lock that is gone, or that a network file system cannot read just now, is nobody's: it is renewed.
+                if found is not None and found != self.job:
                     # It was suspended, and taken for dead: whatever it did now would be done to the other's files.
                     error_console.print(
                         f"[bold red]error:[/] another job has taken over {self._path.parent}", soft_wrap=True
@@ -171,6 +176,26 @@ def _read(path: Path) -> tuple[Job | None, int]:
         return Job(**content), beats
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None, -1
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except FileNotFoundError:  # not Linux
+        return ""
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since the boot (field 22 of its stat file).
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: there is no such process.
+    """
+    if not Path("/proc/self/stat").is_file():  # not Linux
+        return int(psutil.Process(pid).create_time())
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    # The second field is the program's name in brackets, which may hold anything.
+    return int(fields.rpartition(")")[2].split()[22 - 3])
 
 
 def _namespace() -> int:

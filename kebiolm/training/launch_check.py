@@ -130,10 +130,10 @@ def _judge(
             host, got="an output folder that is not the one of this host", expected="one that all hosts share",
             mend="choose an output on a shared file system",
         )  # fmt: skip
-    for name in here.keys() - {SEES_OUTPUT, NVIDIA_DEVICES}:
-        if answer[name] != here[name]:
+    for name, value in here.items():
+        if name not in (SEES_OUTPUT, NVIDIA_DEVICES) and answer[name] != value:
             mend = "give all hosts the same, best by a shared file system"
-            yield UserError(host, got=f"{name} {answer[name]}", expected=f"{here[name]} as on this host", mend=mend)
+            yield UserError(host, got=f"{name} {answer[name]}", expected=f"{value} as on this host", mend=mend)
     devices = int(answer[NVIDIA_DEVICES])
     if 0 < devices < slots[host] and os.environ.get("DS_ACCELERATOR") != "cpu":
         yield UserError(
@@ -174,7 +174,7 @@ def _check_launcher() -> list[UserError]:
 
 
 def main() -> None:
-    """Check, and print for the script two lines: the file by which a run is known, and the one that asks it to stop."""
+    """Check, and print for the script two lines: the file by which a run is known, and the one that asks to stop."""
     parser = argparse.ArgumentParser(description="Check settings and hosts before a launch.")
     parser.add_argument("--hostfile", type=Path)
     parser.add_argument("config", type=Path, help="YAML recipe")

@@ -27,8 +27,9 @@ _WORDS_OF_GLOO = re.compile(
 def exit_on_lost_contact() -> Iterator[None]:
     """End this process with one line and `EXIT_STATUS` if a host, its network or another process of the job is gone.
 
-    Every process says so itself: which one notices first depends on what was lost. How long that takes is
-    DEEPSPEED_TIMEOUT, in minutes (10 by default).
+    With gloo every process says so itself: which one notices first depends on what was lost. How long that takes is
+    DEEPSPEED_TIMEOUT, in minutes (10 by default). With NCCL the collectives run in the background, and its watchdog
+    normally ends the process with words of its own before an error comes here.
     """
     try:
         yield

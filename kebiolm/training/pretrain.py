@@ -1,6 +1,8 @@
 """Start a pretraining run: `kebiolm pretrain CONFIG.yaml [key=value ...]`, or on several processes
 
-deepspeed [--hostfile FILE] --module kebiolm.training.pretrain CONFIG.yaml [key=value ...]
+deepspeed --num_gpus N --module kebiolm.training.pretrain CONFIG.yaml [key=value ...]
+
+With several hosts launch/pretrain.sh and launch/pretrain.slurm start this; the former compares the hosts first.
 """
 
 from __future__ import annotations
@@ -15,21 +17,24 @@ from typing import Any
 
 import torch.distributed as dist
 
-from kebiolm.console import console, error_console, exit_on_user_error, progress
+from kebiolm.console import console, error_console, exit_on_user_error, progress, say_user_error
 from kebiolm.data.shard_format import PackedShards
 from kebiolm.errors import UserError
-from kebiolm.files import sha256_of_file
+from kebiolm.files import sha256_of_file, sha256_of_json
+from kebiolm.model.from_bert import weight_files
 from kebiolm.tracking.metric_log import MetricLog
-from kebiolm.tracking.mlflow_sender import MlflowSender
+from kebiolm.tracking.mlflow_sender import MlflowSender, NoSender
 from kebiolm.tracking.run_description import FAILED, FINISHED, KILLED
 from kebiolm.tracking.summary import print_summary
 from kebiolm.training.assemble import make_loader, make_trainer
 from kebiolm.training.config import PretrainConfig, load_config
-from kebiolm.training.deepspeed_engine import init_distributed, load_deepspeed_settings
-from kebiolm.training.distributed import run_on_first_process
+from kebiolm.training.deepspeed_engine import init_distributed, leave_distributed, load_deepspeed_settings
+from kebiolm.training.distributed import decide_on_first_process, run_on_first_process
+from kebiolm.training.leave_together import first_process_leaves_first
 from kebiolm.training.lost_contact import exit_on_lost_contact
 from kebiolm.training.report.write import write_report
 from kebiolm.training.run_folder import claim_run_folder
+from kebiolm.training.schedule import WARMUP_LIMIT
 from kebiolm.training.stop_request import EXIT_STATUS, StopRequest
 from kebiolm.training.track_run import count_nodes, start_tracking
 from kebiolm.training.trainer import Trainer
@@ -44,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     with exit_on_user_error(say=os.environ.get("LOCAL_RANK", "0") == "0"), exit_on_lost_contact():
         is_finished = pretrain(load_config(parsed.config, parsed.overrides))
+        leave_distributed()
     if not is_finished:
         sys.exit(EXIT_STATUS)
 
@@ -63,7 +69,7 @@ def pretrain(config: PretrainConfig) -> bool:
     nodes = count_nodes()
     # Before anything that takes long: a signal that comes while the job is set up ends it as a later one would.
     with StopRequest().listening() as stop_request:
-        inputs = _inputs(config, shards, settings)
+        inputs = decide_on_first_process(partial(_inputs, config, shards, settings))
         loader = make_loader(config, shards)
         lock = run_on_first_process(partial(claim_run_folder, config, inputs))
         with lock or nullcontext():
@@ -75,18 +81,18 @@ def pretrain(config: PretrainConfig) -> bool:
             trainer = make_trainer(
                 config, shards, settings, loader=loader, metric_log=metric_log, stop_request=stop_request
             )
-            if metric_log is None:
-                is_finished = trainer.fit(lambda *_, **__: None)
-            else:
-                sender = start_tracking(config, shards, settings, inputs, steps_total=loader.steps_total, nodes=nodes)
-                is_finished = _fit_and_track(trainer, sender)
+            sender = run_on_first_process(
+                partial(start_tracking, config, shards, settings, inputs, steps_total=loader.steps_total, nodes=nodes)
+            )
+            with first_process_leaves_first():
+                is_finished = _fit_and_track(trainer, sender) if sender else trainer.fit(lambda *_, **__: None)
             # A launcher ends all processes as soon as one is gone; the first one may still be talking to MLflow.
             dist.barrier()
             stop_request.forget()
     return is_finished
 
 
-def _fit_and_track(trainer: Trainer, sender: MlflowSender) -> bool:
+def _fit_and_track(trainer: Trainer, sender: MlflowSender | NoSender) -> bool:
     """Train on rank 0, which shows progress and tells MLflow's sender how the run ended."""
     config, total = trainer.config, trainer.loader.steps_total
     status = FAILED
@@ -95,10 +101,19 @@ def _fit_and_track(trainer: Trainer, sender: MlflowSender) -> bool:
             console.print(f"resuming after step {trainer.steps_done} of {total}")
         with progress("pretraining", total, "steps") as advance:
             advance(trainer.steps_done)
-            is_finished = trainer.fit(advance)
+
+            def advance_and_look(steps: int, note: str) -> None:
+                advance(steps, note=note)
+                sender.look_after()
+
+            is_finished = trainer.fit(advance_and_look)
         status = FINISHED if is_finished else KILLED
     except KeyboardInterrupt:
         status = KILLED
+        raise
+    except UserError as error:
+        # Now: MLflow may take its time, and somebody may end the job meanwhile.
+        say_user_error(error)
         raise
     finally:
         try:
@@ -118,19 +133,23 @@ def _fit_and_track(trainer: Trainer, sender: MlflowSender) -> bool:
 
 def _inputs(config: PretrainConfig, shards: PackedShards, settings: dict[str, Any]) -> dict[str, Any]:
     """What lies at the paths of the recipe, for telling whether a folder's run is the same one."""
-    starts = {"entities.init_from": config.entities.init_from}
+    starts = {}
+    if config.entities.init_from:
+        starts["entities.init_from"] = [config.entities.init_from]
     if config.model.init_from:
-        starts["model.init_from"] = config.model.init_from / "config.json"
-    for key, path in starts.items():
-        if path and not path.is_file():
-            raise UserError(path, got="no such file", expected=f"what {key} names", mend=f"correct {key}")
-    hashes = {f"{key}.sha256": sha256_of_file(path) for key, path in starts.items() if path}
+        starts["model.init_from"] = [config.model.init_from / "config.json", *weight_files(config.model.init_from)]
+    for key, paths in starts.items():
+        for path in paths:
+            if not path.is_file():
+                raise UserError(path, got="no such file", expected=f"what {key} names", mend=f"correct {key}")
+    # Of the files' contents in order, not of their names: they may be moved.
+    hashes = {f"{key}.sha256": sha256_of_json(list(map(sha256_of_file, paths))) for key, paths in starts.items()}
     return {"shards.fingerprint": shards.fingerprint, "deepspeed.settings": settings} | hashes
 
 
 def _warn_about_short_runs(config: PretrainConfig, steps_total: int) -> None:
     warmup = config.optimization.warmup_steps
-    if warmup > 0.3 * steps_total:
+    if warmup > WARMUP_LIMIT * steps_total:
         error_console.print(
             f"[yellow]warm-up is {warmup} of {steps_total} steps ({warmup / steps_total:.0%}):[/] the learning rate "
             "reaches its peak late or never; lower optimization.warmup_steps for a run this short"

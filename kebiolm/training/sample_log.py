@@ -8,12 +8,14 @@ end as an undisturbed run. A step that is repeated after a resume must have the 
 from __future__ import annotations
 
 import json
-import os
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from kebiolm.errors import UserError
+from kebiolm.tracking.line_log import LineLog
+from kebiolm.training.distributed import decide_on_first_process, run_on_first_process
 
 SAMPLES = "samples.jsonl"
 _32_BITS = 0xFFFFFFFF
@@ -32,33 +34,45 @@ class SampleLog:
     """Append-only JSON lines {"step", "checksum"} in OUTPUT/samples.jsonl; a step is written once only.
 
     Args:
-        output: the run's folder.
+        lines: the file; None on processes other than global rank 0, which only compare.
+        earlier: checksums of the steps that an earlier job of this run has done, equal on all processes, so that all
+            end together where a repeated step differs.
     """
 
-    def __init__(self, output: Path) -> None:
-        self._path = output / SAMPLES
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.is_file() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            os.truncate(self._path, sum(map(len, lines[:-1])))  # half a line of a killed job
-        self._checksums = read_checksums(output)
-        self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (as long as the run)
+    def __init__(self, lines: LineLog | None, earlier: dict[int, int]) -> None:
+        self._lines, self._earlier = lines, earlier
+
+    @classmethod
+    def open(cls, output: Path) -> SampleLog:
+        """Open the log of the run at `output`; every rank must call this.
+
+        Raises:
+            UserError: a line is broken.
+        """
+        lines = run_on_first_process(partial(LineLog, output / SAMPLES, "checksums of samples"))
+        return cls(lines, decide_on_first_process(partial(read_checksums, output)))
 
     def record(self, step: int, checksum: int) -> None:
-        """Note the checksum of one step, counted from 1.
+        """Note the checksum of one step, counted from 1; every rank must call this with the same ones.
 
         Raises:
             UserError: the step had another checksum before the run was resumed.
         """
-        if step not in self._checksums:
-            self._checksums[step] = checksum
-            self._file.write(json.dumps({"step": step, "checksum": checksum}) + "\n")
-        elif self._checksums[step] != checksum:
-            raise UserError(
-                f"step {step}",
-                got="other samples than before the resume",
-                expected=f"those that {self._path} has",
-                mend="go on with the version of kebiolm that started the run",
-            )
+        if step in self._earlier:
+            if self._earlier[step] != checksum:
+                raise UserError(
+                    f"step {step}",
+                    got="other samples than before the resume",
+                    expected=f"those that {SAMPLES} of the run has",
+                    mend="go on with the version of kebiolm that started the run",
+                )
+        elif self._lines is not None:
+            self._lines.append(json.dumps({"step": step, "checksum": checksum}))
+
+    def put_on_disk(self) -> None:
+        """Return when every checksum is on disk; raises what `LineLog.put_on_disk` does."""
+        if self._lines is not None:
+            self._lines.put_on_disk()
 
 
 def read_checksums(output: Path) -> dict[int, int]:

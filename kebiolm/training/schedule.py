@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+WARMUP_LIMIT = 0.3
+"""Share of a run's steps above which a warm-up is too long (requirement U7)."""
+
 
 def learning_rate_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
     """Linear warm-up to `peak`, then linear decay to zero (paper section 4.1).

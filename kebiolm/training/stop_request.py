@@ -1,12 +1,13 @@
-"""A request to stop: SIGTERM, SIGUSR1 or Ctrl-C on any process, or `kebiolm stop OUTPUT` from anywhere.
+"""A request to stop: SIGTERM, SIGUSR1 or Ctrl-C on any process or the launch script, or `kebiolm stop OUTPUT`.
 
 A scheduler warns a job before it ends it. The signal only raises a flag here; the step that is under way says of all
 processes whether one of them was asked, and then all save a last checkpoint together and end with status 75, which
-means "try again" (EX_TEMPFAIL). An evaluation that is under way is finished first.
+means "try again" (EX_TEMPFAIL). An evaluation that is under way is given up; the next job does it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from kebiolm.training.run_folder import RUN_FILE
 
 EXIT_STATUS = 75
 STOP_FILE = "stop_requested"
-"""In the output folder, with the name of the job that it asks; for clusters where a signal does not reach the
-processes (pdsh). A file without a name asks whichever job runs."""
+"""In the output folder, with the name of the job that it asks. A launch script, whose signals pdsh does not carry, does
+not know that name and makes a file of its own, `STOP_FILE`.LAUNCH; so a refused launch cannot stop the job at work."""
+LAUNCH = "KEBIOLM_LAUNCH"
+"""Variable of the environment by which `launch/pretrain.sh` names the launch: random letters and digits."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -52,31 +55,31 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._stop_file: Path | None = None
+        self._launch_file: Path | None = None
         self._job = ""
         self._signal: str | None = None
 
     @property
     def reason(self) -> str | None:
-        """Name of the signal or of the stop file; None while nobody asked."""
-        if self._signal is None and self._is_asked_by_file():
-            return STOP_FILE
-        return self._signal
+        """Name of the signal or of the file that asked; None while nobody did."""
+        return self._signal or self._asking_file()
 
     def watch(self, output: Path, job: str) -> None:
-        """Look for the stop file too, on the one process that does; one without a name is from before and removed.
+        """Look for files that ask this job too, on the one process that does.
 
         Args:
             output: the run's folder.
             job: name of this job, as its lock has it.
         """
         self._stop_file, self._job = output / STOP_FILE, job
-        if self._stop_file.exists() and not self._stop_file.read_text(encoding="utf-8").strip():
-            self._stop_file.unlink()
+        if launch := os.environ.get(LAUNCH):
+            self._launch_file = output / f"{STOP_FILE}.{launch}"
 
     def forget(self) -> None:
-        """Remove the stop file."""
-        if self._stop_file is not None:
-            self._stop_file.unlink(missing_ok=True)
+        """Remove the files that asked."""
+        for path in (self._stop_file, self._launch_file):
+            if path is not None:
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -95,8 +98,10 @@ class StopRequest:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
-    def _is_asked_by_file(self) -> bool:
+    def _asking_file(self) -> str | None:
+        if self._launch_file is not None and self._launch_file.exists():
+            return self._launch_file.name
         if self._stop_file is None or not self._stop_file.exists():
-            return False
+            return None
         # A request that was made to an earlier job is not for this one, however late it is found.
-        return self._stop_file.read_text(encoding="utf-8").strip() in ("", self._job)
+        return STOP_FILE if self._stop_file.read_text(encoding="utf-8").strip() == self._job else None

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from kebiolm.data.entity_vocab import NIL_ROW, NUM_SPECIAL_ROWS
 from kebiolm.data.shard_format import PackedShards, ShardSplit
 from kebiolm.tracking.environment import describe_environment
-from kebiolm.tracking.mlflow_sender import MlflowSender
+from kebiolm.tracking.mlflow_sender import MlflowSender, NoSender
 from kebiolm.tracking.run_description import RunDescription, describe_run
 from kebiolm.tracking.summary import BASELINE
 from kebiolm.training.config import PretrainConfig
@@ -29,8 +29,8 @@ def start_tracking(
     *,
     steps_total: int,
     nodes: int,
-) -> MlflowSender:
-    """Write the run's description and start the sender; on global rank 0 only.
+) -> MlflowSender | NoSender:
+    """Write the run's description and start the sender, if MLflow is on; on global rank 0 only.
 
     Args:
         config: the run's settings.
@@ -39,6 +39,9 @@ def start_tracking(
         inputs: fingerprints of what lies at the recipe's paths.
         steps_total: optimizer steps of the whole run.
         nodes: machines of the run, as `count_nodes` says.
+
+    Raises:
+        UserError: MLFLOW_TRACKING_URI holds a password, or the folder's description of the run is broken.
     """
     parameters = config.flat() | inputs | _describe_shards(shards) | _describe_deepspeed(settings)
     parameters |= describe_environment(device=_device_name(), world_size=dist.get_world_size(), nodes=nodes)
@@ -52,6 +55,8 @@ def start_tracking(
         dataset={"name": shards.path.name, "digest": shards.fingerprint, "source": str(shards.path.resolve())},
     )
     start = describe_run(config.output, description)
+    if description.tracking_uri is None:
+        return NoSender(config.output)
     return MlflowSender(config.output, start, system_metrics_seconds=config.tracking.system_metrics_seconds)
 
 

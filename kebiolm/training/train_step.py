@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kebiolm.data.collator import Batch
-from kebiolm.errors import UserError
 from kebiolm.training.metrics import count_targets, loss_sums, sum_over_processes
 from kebiolm.training.sample_log import checksum_of_samples
 
@@ -35,6 +34,8 @@ class StepResult:
     """Some process was asked to stop; equal on all processes."""
     sample_checksum: int
     """Of the whole global batch, as `sample_log` says; equal on all processes."""
+    exhausted_loss_scale: float | None = None
+    """The smallest loss scale, if gradients overflow even there (fp16): DeepSpeed can take no further step."""
 
 
 class TrainStep:
@@ -65,14 +66,11 @@ class TrainStep:
             step: optimizer step, counted from 0.
             batches: micro batches, equally many on every process.
             wants_stop: this process was asked to stop; the result says so on all of them.
-
-        Raises:
-            UserError: gradients overflow at the smallest loss scale (fp16).
         """
         checksum = sum(checksum_of_samples(batch["sample_ids"]) for batch in batches)
         # Counted where the loader left them, on the host: nothing of it runs on a GPU.
         counts = torch.stack([count_targets(batch) for batch in batches]).sum(0)
-        shared = torch.cat([counts, counts.new_tensor([wants_stop, checksum])]).to(self.engine.device)
+        shared = _without_waiting(torch.cat([counts, counts.new_tensor([wants_stop, checksum])]), self.engine.device)
         shared = sum_over_processes(shared)
         batches = [to_device(batch, self.engine.device) for batch in batches]
         on_host = shared.to("cpu", non_blocking=True)
@@ -89,37 +87,42 @@ class TrainStep:
             is_finite = micro_sums.detach().isfinite().all()
             # A loss that is not finite makes every gradient so, and DeepSpeed then leaves the weights alone.
             self.engine.backward((micro_sums * scale).sum() * torch.where(is_finite, 1.0, torch.nan))
-            self._update()
+            can_go_on = self._update()
             sums += micro_sums.detach().double()
             are_finite.append(is_finite)
-        # DeepSpeed has waited for the gradients' norm, so the copy made before them is there: nothing waits here.
+        # DeepSpeed has waited for the gradients' norm, the one wait of a step, so the copy made before them is there.
         return StepResult(
             loss_sums=sums,
             counts=counts,
-            was_applied=self.engine.was_step_applied(),
+            was_applied=can_go_on and self.engine.was_step_applied(),
             is_finite=torch.stack(are_finite),
             stop_requested=bool(on_host[_TARGETS] > 0),
             sample_checksum=int(on_host[_TARGETS + 1]),
+            exhausted_loss_scale=None if can_go_on else float(self.engine.loss_scale()),
         )
 
-    def _update(self) -> None:
+    def _update(self) -> bool:
+        """DeepSpeed's update after the last micro batch; false where gradients overflow at the smallest loss scale."""
         try:
             self.engine.step()
         except Exception as error:  # DeepSpeed has no class of its own for this
             if "loss scale already at minimum" not in str(error):
                 raise
-            raise UserError(
-                "fp16",
-                got=f"gradients that overflow at the smallest loss scale ({self.engine.loss_scale():g})",
-                expected="finite gradients",
-                mend="lower optimization.learning_rate, or train in bf16 or fp32",
-            ) from None
+            return False
+        return True
 
     def _seed_dropout(self, step: int, micro: int, micro_batches: int) -> None:
         # A function of the micro batch's place in the whole run: a resumed run draws what the undisturbed one would
         # have, and so does one that goes on with another number of processes.
         place = (step * micro_batches + micro) * self._world_size + self._rank
         torch.manual_seed((self._seed * _DROPOUT_STREAM + place) % 2**63)
+
+
+def _without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from pageable memory a GPU would copy it only after all work that is under way."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -12,7 +12,7 @@ from kebiolm.errors import UserError
 from kebiolm.tracking.metric_log import MetricLog
 from kebiolm.training.config import PretrainConfig
 from kebiolm.training.distributed import is_true_anywhere
-from kebiolm.training.evaluation import Evaluation, Evaluator
+from kebiolm.training.evaluation import Evaluation, EvaluationStopped, Evaluator
 from kebiolm.training.metrics import sum_over_processes, summarize_losses
 from kebiolm.training.nonfinite import NonfiniteGuard
 from kebiolm.training.sample_log import SampleLog
@@ -38,8 +38,8 @@ class Trainer:
     """Shows what an evaluation after so many steps came to; called on global rank 0."""
     metric_log: MetricLog | None
     """Where records go; on global rank 0 only."""
-    sample_log: SampleLog | None
-    """Where the checksums of the steps' samples go; on global rank 0 only."""
+    sample_log: SampleLog
+    """Where the checksums of the steps' samples go."""
     steps_done: int = 0
     """Optimizer steps done so far; above 0 after a resume."""
     last_evaluated_step: int = -1
@@ -60,28 +60,30 @@ class Trainer:
         """
         config, total = self.config, self.loader.steps_total
         # Asked while the job was set up: nothing has been done since the checkpoint that it went on from.
-        if is_true_anywhere(self.stop_request.reason is not None, self.train_step.engine.device):
+        if self._is_asked_to_stop():
             return False
-        if self.steps_done % config.evaluation.every_steps == 0 and self.last_evaluated_step < self.steps_done:
-            self._evaluate()
+        is_due = self.steps_done % config.evaluation.every_steps == 0 or self.steps_done == total
+        if is_due and self.last_evaluated_step < self.steps_done and not self._evaluate():
+            return False
         throughput = Throughput(self.train_step.engine.device)
         for step, batches in self.loader.iterate(self.steps_done, total):
             result = self.train_step(step, batches, wants_stop=self.stop_request.reason is not None)
             self.steps_done = step + 1
-            if self.sample_log is not None:
-                self.sample_log.record(self.steps_done, result.sample_checksum)
+            self.sample_log.record(self.steps_done, result.sample_checksum)
             self.guard.look_at(self.steps_done, batches, result)
             throughput.add(result.counts[3])
             is_last = self.steps_done == total
             stops = result.stop_requested and not is_last
             saves = self.steps_done % config.checkpoints.every_steps == 0 or is_last or stops
-            # Figures are also taken where a checkpoint is: a resumed run continues the curve without a gap.
-            if self.steps_done % config.tracking.every_steps == 0 or saves or step == 0:
+            evaluates = (self.steps_done % config.evaluation.every_steps == 0 and not stops) or is_last
+            # Figures are also taken where a checkpoint is, or may be because an evaluation is stopped: a resumed run
+            # continues the curve without a gap.
+            if self.steps_done % config.tracking.every_steps == 0 or saves or evaluates or step == 0:
                 self._record_step(step, result, throughput.take())
-            if (self.steps_done % config.evaluation.every_steps == 0 and not stops) or is_last:
+            if evaluates:
                 with throughput.paused():
-                    self._evaluate()
-            if saves:
+                    stops = not self._evaluate() or stops
+            if saves or stops:
                 with throughput.paused():
                     self.save(self.steps_done)
             advance(1, note=self._newest_loss())
@@ -96,13 +98,21 @@ class Trainer:
         if result.was_applied:
             metrics = summarize_losses(sums, result.counts) | self._gradient_norm()
         metrics["learning_rate"] = self.train_step.learning_rate(step)
+        # All steps of the run that were left out (checkpoints hold DeepSpeed's count), and those because of a batch.
         metrics["skipped_steps"] = float(self.train_step.engine.skipped_steps)
+        metrics["skipped_batches"] = float(self.guard.skipped_batches(self.steps_done))
         if self.train_step.engine.fp16_enabled():
+            metrics["overflowed_steps"] = metrics["skipped_steps"] - metrics["skipped_batches"]
             metrics["loss_scale"] = float(self.train_step.engine.loss_scale())
         self._record("train", metrics | speed)
 
-    def _evaluate(self) -> None:
-        if (evaluation := self.evaluate()) is not None:
+    def _evaluate(self) -> bool:
+        """Evaluate and record it; false if some process was asked to stop meanwhile, and the next job does it."""
+        try:
+            evaluation = self.evaluate(self._is_asked_to_stop)
+        except EvaluationStopped:
+            return False
+        if evaluation is not None:
             # All processes hold the same sums, so all stop together.
             if not all(math.isfinite(value) for value in evaluation.metrics.values()):
                 raise UserError(
@@ -114,6 +124,11 @@ class Trainer:
             self._record("heldout", evaluation.metrics)
             if self.metric_log is not None:
                 self.report(self.steps_done, evaluation)
+        return True
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether some process was; all must ask, and all get the same answer."""
+        return is_true_anywhere(self.stop_request.reason is not None, self.train_step.engine.device)
 
     def _record(self, kind: str, metrics: dict[str, float]) -> None:
         self.last_metrics[kind] = metrics

@@ -108,8 +108,10 @@ class MlflowServer:
 
 def strike(job: Job, ranks: list[psutil.Process], kind: str, output: Path, rng: random.Random) -> bool:
     """Do one kill now; false where the job ended before."""
-    if kind == SAVING and not job.wait_until(lambda: is_saving(output)):
-        return False
+    if kind == SAVING:
+        left_over = unfinished(output)
+        if not job.wait_until(lambda: unfinished(output) - left_over):
+            return False
     if not all(rank.is_running() for rank in ranks):
         return False
     if kind in {ONE, ASK}:
@@ -119,9 +121,13 @@ def strike(job: Job, ranks: list[psutil.Process], kind: str, output: Path, rng: 
     return True
 
 
-def is_saving(output: Path) -> bool:
-    """Whether a checkpoint is being written."""
-    return any(not (folder / MARKER).is_file() for folder in (output / "checkpoints").glob("step-*"))
+def unfinished(output: Path) -> set[tuple[str, int]]:
+    """Checkpoints without a marker: one that is being written, or what an earlier kill has left.
+
+    With the folder's inode, because a save that is made again begins with a new folder of the same name.
+    """
+    folders = (output / "checkpoints").glob("step-*")
+    return {(folder.name, folder.stat().st_ino) for folder in folders if not (folder / MARKER).is_file()}
 
 
 def steps_done(output: Path) -> int:

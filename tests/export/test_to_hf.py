@@ -18,12 +18,12 @@ from kebiolm.export.to_hf import ENTITY_TABLE, check_reload, export_checkpoint, 
 from kebiolm.linking import KeBioLM
 from kebiolm.model import KeBioLMConfig, KeBioLMForPreTraining
 from kebiolm.training.checkpoint import MODEL_FOLDER, find_checkpoint
-from tests.export.zero_checkpoints import CASES, EXPECTED, STEP, make_zero_checkpoints
+from tests.export.zero_checkpoints import CASES, EXPECTED, STEP
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_zero_checkpoints(tmp_path_factory.mktemp("zero"), tiny_tokenizer_folder)
+def checkpoints(zero_checkpoints: Path) -> Path:
+    return zero_checkpoints
 
 
 @pytest.mark.parametrize("case", CASES)

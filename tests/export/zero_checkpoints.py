@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ import torch
 from safetensors.torch import save_file
 
 from kebiolm.data.entity_vocab import FILE_NAME, EntityVocab
+from kebiolm.errors import UserError
 from kebiolm.files import write_json
 from kebiolm.model import KeBioLMConfig, KeBioLMForPreTraining
 from kebiolm.training.checkpoint import save_checkpoint
 from kebiolm.training.config import OptimizationSection
 from kebiolm.training.deepspeed_engine import init_distributed, make_engine
+from tests.full_disk import room_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CASES = {
     "stage1": (1, "fp32", False),
+    "stage1-bf16-frozen": (1, "bf16", True),
     "stage2-frozen": (2, "fp32", True),
     "stage2-bf16-frozen": (2, "bf16", True),
     "stage3": (3, "fp32", False),
@@ -35,6 +39,9 @@ CASES = {
 }
 """Name of a case: (ZeRO stage, precision, entity table frozen)."""
 EXPECTED = "expected.safetensors"
+REFUSED = "refused"
+"""Folder in OUT: what each process, by its rank, said when process 1 had no room for its files."""
+_CASE_REFUSED_FIRST = "stage3"
 STEP = 3
 # Odd sizes, so that the shards of most weights need padding.
 SIZES = {
@@ -85,24 +92,40 @@ def make_zero_checkpoints(out: Path, tokenizer: Path) -> Path:
 
 
 def main(out: Path, tokenizer: Path) -> None:
-    """One process: train a step of each case and save it, with the weights as the engine itself gives them."""
+    """One process: train a step of each case and save it, with the weights as the engine itself gives them.
+
+    The save of one case comes to a full disk on process 1 first.
+    """
     rank, _ = init_distributed()
     vocabulary = EntityVocab.build({f"C{number:07d}": number for number in range(1, 11)})
-    for name, (stage, precision, frozen) in CASES.items():
+    for name, (stage, _, _) in CASES.items():
         torch.manual_seed(stage)
         vocab_size = len((tokenizer / "vocab.txt").read_text(encoding="utf-8").split())
-        config = KeBioLMConfig(
-            **SIZES, vocab_size=vocab_size, num_entities=len(vocabulary), freeze_entity_embeddings=frozen
-        )
-        settings: dict[str, Any] = {"zero_optimization": {"stage": stage}}
-        if precision == "bf16":
-            settings["bf16"] = {"enabled": True}
-        optimization = OptimizationSection(micro_batch_size=2, learning_rate=0.01)
-        engine = make_engine(KeBioLMForPreTraining(config), settings, optimization, 1)
+        engine = make_case(name, vocab_size, len(vocabulary))
         _train_one_step(engine, rank, vocab_size)
-        write = partial(_write_model_files, config, vocabulary, tokenizer)
-        save_checkpoint(engine, out / name / "checkpoints", STEP, keep=1, write_model_files=write)
+        write = partial(_write_model_files, engine.module.config, vocabulary, tokenizer)
+        save = partial(save_checkpoint, engine, out / name / "checkpoints", STEP, keep=1, write_model_files=write)
+        if name == _CASE_REFUSED_FIRST:
+            (out / REFUSED).mkdir(exist_ok=True)
+            with room_for(2000) if rank == 1 else nullcontext():
+                try:
+                    save()
+                except UserError as error:
+                    refusal = str(error)
+            (out / REFUSED / str(rank)).write_text(refusal, encoding="utf-8")
+        save()
         _save_expected(engine, out / name / EXPECTED, rank)
+
+
+def make_case(name: str, vocab_size: int, num_entities: int, **more_settings: Any) -> Any:
+    """A DeepSpeed engine as a case of `CASES` wants it, with fresh weights."""
+    stage, precision, frozen = CASES[name]
+    config = KeBioLMConfig(**SIZES, vocab_size=vocab_size, num_entities=num_entities, freeze_entity_embeddings=frozen)
+    settings: dict[str, Any] = {"zero_optimization": {"stage": stage}} | more_settings
+    if precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+    optimization = OptimizationSection(micro_batch_size=2, learning_rate=0.01)
+    return make_engine(KeBioLMForPreTraining(config), settings, optimization, 1)
 
 
 def _train_one_step(engine: Any, rank: int, vocab_size: int) -> None:

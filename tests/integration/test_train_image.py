@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from tests.conftest import REPOSITORY
 
@@ -30,6 +32,17 @@ def test_base_and_torch_can_be_chosen(lines):
     arguments = [line.split()[1].partition("=")[0] for line in lines if line.startswith("ARG ")]
     assert arguments == ["BASE_IMAGE", "TORCH", "TORCH_INDEX"]
     assert [line.split()[1] for line in lines if line.startswith("FROM ")] == ["${BASE_IMAGE}", "base", "base"]
+
+
+def test_default_base_has_a_python_that_every_pinned_package_takes(lines):
+    (base,) = [line.partition("=")[2] for line in lines if line.startswith("ARG BASE_IMAGE=")]
+    python = {"ubuntu22.04": "3.10", "ubuntu24.04": "3.12"}[base.rpartition("-")[2]]
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    packages = {line.partition("==")[0] for line in pins if not line.startswith("#")}
+    installed = [package for package in metadata.distributions() if package.name in packages]
+    assert len(installed) > len(packages) / 2
+    wanted = {package.name: package.metadata["Requires-Python"] or "" for package in installed}
+    assert not [name for name, versions in wanted.items() if not SpecifierSet(versions).contains(f"{python}.0")]
 
 
 def test_what_is_copied_is_there_and_reaches_the_builder(lines):

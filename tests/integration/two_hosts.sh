@@ -3,7 +3,8 @@
 # processes, a stop asked for, a network cable that is cut. About 6 minutes on 2 cores. Needs KeBioLM's environment on
 # PATH.
 # Usage: tests/integration/two_hosts.sh HOST_MAKER     (or TWO_HOSTS=HOST_MAKER)
-#          a script that makes node1 and node2 here: up, down, run NODE COMMAND, cut NODE, mend NODE
+#          a script that makes node1 and node2 here: up, down, run NODE COMMAND, cut NODE, mend NODE; where a bridge joins
+#          them, a Docker engine's rules, even one that has ended, drop what goes over it: iptables -P FORWARD ACCEPT
 #        HOSTFILE=FILE WORK=DIR tests/integration/two_hosts.sh
 #          two hosts of your own, one slot each; all see DIR; no cable is cut
 # SHARDS=DIR takes packed shards that are there, in place of the sample's. Status 77: nothing to run on.

@@ -17,7 +17,7 @@ from kebiolm.tracking.run_description import RunDescription, describe_run, descr
 PATIENCE_S = 60
 
 
-def describe(output: Path, uri: str, **more: object) -> int:
+def describe(output: Path, uri: str | None, **more: object) -> int:
     """Describe a start of the run at `output`; returns its number."""
     given = {"experiment": "test", "run_name": output.name, "parameters": {"a.b": 1}} | more
     return describe_run(output, RunDescription(tracking_uri=uri, **given))

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from kebiolm.errors import UserError
 from kebiolm.tracking.metric_log import MetricLog, read_records
+from tests.full_disk import room_for
 
 
 def steps_in(path: Path) -> list[tuple[str, int, float]]:
     return [(record["kind"], record["step"], record["metrics"]["loss"]) for record in read_records(path)]
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond so many bytes: a full disk, for those that are written."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_resumed_log_neither_loses_nor_repeats(tmp_path: Path) -> None:
@@ -66,7 +53,7 @@ def test_full_disk_is_said_once_and_nothing_is_lost_when_there_is_room_again(
     log.append("train", 4, {"loss": 4.0})
     log.close()
     assert steps_in(log.path) == [("train", step, float(step)) for step in range(5)]
-    assert "no figure is lost" in capfd.readouterr().err
+    assert "none of the figures is lost" in capfd.readouterr().err
 
 
 def test_disk_that_stays_full_is_one_line_at_the_end(tmp_path: Path) -> None:

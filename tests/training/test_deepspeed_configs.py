@@ -200,3 +200,10 @@ def test_deepspeed_file_must_not_repeat_the_recipe(tmp_path: Path) -> None:
             load_deepspeed_settings(path)
     with pytest.raises(UserError, match="no such file"):
         load_deepspeed_settings(tmp_path / "absent.json")
+
+
+def test_a_misspelt_precision_does_not_train_in_fp32(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"stage": 1}, "bf61": {"enabled": true}}')
+    with pytest.raises(UserError, match=r"got bf61 \(did you mean bf16\?\)"):
+        load_deepspeed_settings(path)

@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors.torch import load_file
 
+from kebiolm.model import KeBioLMConfig
 from kebiolm.training import elastic
+from kebiolm.training.checkpoint import MODEL_FOLDER, find_checkpoint
+from kebiolm.training.deepspeed_engine import init_distributed
+from kebiolm.training.elastic import elastic_settings
+from kebiolm.training.resume import ResumePoint, load_checkpoint
 from kebiolm.training.sample_log import read_checksums
+from tests.export.zero_checkpoints import EXPECTED, STEP, make_case
 from tests.training.launch import (
     REPOSITORY,
     SETTINGS,
@@ -95,6 +103,23 @@ def test_zero_3_goes_on_with_another_number_of_processes(sample_shards: Path, tm
     run = copy_run(tmp_path / "two", tmp_path / "one", last_step=4)
     run_in_this_process(sample_shards, run, *settings)
     assert_continues(run, tmp_path / "two", after=4)
+
+
+@pytest.mark.parametrize("case", ["stage1-bf16-frozen", "stage3-frozen"])
+def test_weights_of_two_processes_arrive_in_one(case: str, zero_checkpoints: Path, tmp_path: Path) -> None:
+    init_distributed()
+    checkpoint = find_checkpoint(Path(shutil.copytree(zero_checkpoints / case, tmp_path / "run")))
+    config = KeBioLMConfig.from_pretrained(checkpoint / MODEL_FOLDER)
+    engine = make_case(case, config.vocab_size, config.num_entities, **elastic_settings({}))
+    load_checkpoint(engine, ResumePoint(checkpoint, step=STEP, world_size=2))
+    expected = load_file(zero_checkpoints / case / EXPECTED)
+    trained = {name: weight for name, weight in engine.module.named_parameters() if weight.requires_grad}
+    assert len(trained) > 20
+    for name, weight in trained.items():
+        assert torch.equal(safe_get_full_fp32_param(weight), expected[name]), name
+    moments = [state for states in engine.optimizer.optimizer.state.values() for state in states.items()]
+    assert all(value == 1 for name, value in moments if name == "step")
+    assert any(value.any() for name, value in moments if name == "exp_avg")
 
 
 def test_another_micro_batch_size_is_said_and_other_settings_are_refused(

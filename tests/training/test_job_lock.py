@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kebiolm.console import USER_ERROR_STATUS
@@ -68,12 +70,24 @@ def write_lock(output: Path, job: Job, beats: int = 0) -> None:
 
 
 def test_process_number_that_was_used_again_does_not_block(tmp_path: Path) -> None:
-    write_lock(tmp_path, replace(Job.of_this_process(), started=1.0))
+    write_lock(tmp_path, replace(Job.of_this_process(), started=1))
     with JobLock(tmp_path).take():
         pass
 
 
-@pytest.mark.parametrize("elsewhere", [{"host": "other-host"}, {"namespace": 1}], ids=["host", "container"])
+def test_moving_the_clock_does_not_make_a_job_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job.of_this_process()
+    now = psutil.Process().create_time()
+    # What psutil says after the clock of the host was put forward.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: now + 3600.0)
+    write_lock(tmp_path, job)
+    assert running_job(tmp_path) == job
+
+
+ELSEWHERE = [{"host": "other-host"}, {"namespace": 1}, {"boot": "before"}]
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERE, ids=["host", "container", "host-started-again"])
 def test_job_elsewhere_is_dead_once_its_file_does_not_change(
     elsewhere: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +113,41 @@ def test_lock_that_cannot_be_read_is_waited_for_too(tmp_path: Path, monkeypatch:
     (tmp_path / LOCK_FILE).write_text('{"name": "ha')
     with JobLock(tmp_path).take():
         pass
+
+
+def beats_in(output: Path) -> int:
+    """How often the job has renewed its lock; 0 where that cannot be read."""
+    try:
+        return json.loads((output / LOCK_FILE).read_text())["beats"]
+    except (OSError, ValueError):
+        return 0
+
+
+def test_holder_whose_lock_is_lost_or_cannot_be_read_renews_it(tmp_path: Path) -> None:
+    holder = start_holder(tmp_path)
+    try:
+        deadline = time.monotonic() + 20.0
+        lock = tmp_path / LOCK_FILE
+        for spoil in (lock.unlink, lambda: lock.write_text("nonsense")):
+            before = beats_in(tmp_path)
+            spoil()
+            while beats_in(tmp_path) <= before and holder.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert beats_in(tmp_path) > before
+        # A folder in its place can neither be read nor replaced, like a file system that has lost its server.
+        while not lock.is_dir():
+            lock.unlink(missing_ok=True)
+            with suppress(FileExistsError):
+                lock.mkdir()
+        time.sleep(0.3)
+        lock.rmdir()
+        while beats_in(tmp_path) == 0 and holder.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert running_job(tmp_path).pid == holder.pid
+        assert holder.poll() is None
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 def test_holder_renews_its_lock_and_ends_when_another_has_taken_it(tmp_path: Path) -> None:

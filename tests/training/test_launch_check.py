@@ -16,7 +16,7 @@ from kebiolm.errors import UserError
 from kebiolm.training.config import load_config
 from kebiolm.training.host_report import NVIDIA_DEVICES, SEES_OUTPUT, host_report, marker
 from kebiolm.training.launch_check import check_hosts, read_hostfile
-from kebiolm.training.stop_request import EXIT_STATUS, STOP_FILE
+from kebiolm.training.stop_request import EXIT_STATUS, LAUNCH, STOP_FILE, StopRequest
 from tests.training.launch import DEBUG_RECIPE, REPOSITORY
 
 SCRIPT = REPOSITORY / "launch" / "pretrain.sh"
@@ -149,4 +149,19 @@ def test_script_asks_the_run_to_stop_at_sigterm_and_hands_on_its_status(environm
     assert job.returncode == EXIT_STATUS, said
     assert "SIGTERM: the job saves a checkpoint" in said and f"stopped by {STOP_FILE}" in said
     assert any((output / "checkpoints").iterdir())
-    assert not (output / STOP_FILE).exists()
+    assert not list(output.glob(f"{STOP_FILE}*"))
+
+
+def test_job_obeys_the_launch_that_started_it_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv(LAUNCH, "mine")
+    request = StopRequest()
+    request.watch(tmp_path, "job")
+    (tmp_path / f"{STOP_FILE}.another").touch()
+    for content in ("", "another job"):
+        write(tmp_path / STOP_FILE, content)
+        assert request.reason is None
+    (tmp_path / f"{STOP_FILE}.mine").touch()
+    assert request.reason == f"{STOP_FILE}.mine"
+    request.forget()
+    assert request.reason is None
+    assert [path.name for path in tmp_path.iterdir()] == [f"{STOP_FILE}.another"]

@@ -15,11 +15,12 @@ from torch import Tensor, multiprocessing
 from kebiolm.errors import UserError
 from kebiolm.training import train_step
 from kebiolm.training.config import StabilitySection
+from kebiolm.training.deepspeed_engine import init_distributed
 from kebiolm.training.metrics import loss_sums
 from kebiolm.training.nonfinite import RECORD, NonfiniteGuard
 from kebiolm.training.train_step import StepResult, TrainStep, model_inputs
-from tests.training.launch import losses
-from tests.training.test_pretrain import run_in_this_process
+from tests.training.launch import losses, run_in_this_process
+from tests.training.one_process import make_one_process
 
 STEPS = "optimization.max_steps=6"
 BAD_STEP = 3  # counted from 1
@@ -98,7 +99,8 @@ def test_a_run_that_skips_goes_on_without_the_step_and_counts_it(
     assert differing(copies[BAD_STEP], copies[BAD_STEP + 1])
     recorded = losses(run)
     assert "loss" not in recorded[BAD_STEP]
-    assert [recorded[step]["skipped_steps"] for step in sorted(recorded)] == [0, 0, 1, 1, 1, 1]
+    for name in ("skipped_steps", "skipped_batches"):
+        assert [recorded[step][name] for step in sorted(recorded)] == [0, 0, 1, 1, 1, 1]
     assert json.loads((run / RECORD).read_text())["sample_ids"] == sorted(bad_batch)
 
 
@@ -127,6 +129,54 @@ def test_a_gradient_that_is_not_finite_names_all_samples_of_the_step(
     assert len(json.loads((tmp_path / "run" / RECORD).read_text())["sample_ids"]) == 4  # the global batch
 
 
+def left_out(*finite: bool, exhausted_loss_scale: float | None = None) -> StepResult:
+    """A step that was not applied, with these micro batches."""
+    nothing = torch.zeros(4)
+    return StepResult(nothing[:3], nothing, False, torch.tensor(finite), False, 0, exhausted_loss_scale)
+
+
+@pytest.mark.parametrize("then", ["stop", "skip"])
+def test_bad_batch_is_named_even_when_the_loss_scale_cannot_fall_any_further(then: str, tmp_path: Path) -> None:
+    init_distributed()
+    batches = [{"sample_ids": torch.tensor([micro])} for micro in (7, 8)]
+    guard = NonfiniteGuard(StabilitySection(on_nonfinite=then), tmp_path, is_fp16=True)
+    with pytest.raises(UserError, match="in samples 8 "):
+        guard.look_at(4, batches, left_out(True, False, exhausted_loss_scale=1.0))
+    assert json.loads((tmp_path / RECORD).read_text())["then"] == "stop"
+    with pytest.raises(UserError, match=r"overflows at the smallest loss scale \(1\); .* or train in bf16"):
+        guard.look_at(4, batches, left_out(True, True, exhausted_loss_scale=1.0))
+
+
+def test_step_says_when_the_loss_scale_cannot_fall_any_further(
+    sample_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_one_process(sample_shards)
+
+    def refuse() -> None:
+        """In DeepSpeed's words; fp16 itself needs a GPU."""
+        raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
+
+    monkeypatch.setattr(run.engine.optimizer, "step", refuse)
+    (result,) = run.train(0, 1)
+    assert not result.was_applied
+    assert result.exhausted_loss_scale is not None
+
+
+def test_count_of_skipped_batches_goes_on_after_a_resume(tmp_path: Path) -> None:
+    init_distributed()
+    settings = StabilitySection(on_nonfinite="skip")
+    batches = [{"sample_ids": torch.tensor([0])}]
+    first = NonfiniteGuard(settings, tmp_path, is_fp16=True)
+    for step in (3, 8):
+        first.look_at(step, batches, left_out(False))
+    with open(tmp_path / RECORD, "a") as file:
+        file.write('{"step": 9')  # killed while it wrote
+    resumed = NonfiniteGuard(settings, tmp_path, is_fp16=True)
+    assert [resumed.skipped_batches(step) for step in (2, 5, 8)] == [0, 1, 2]  # from the checkpoint of step 5
+    resumed.look_at(8, batches, left_out(False))
+    assert resumed.skipped_batches(9) == 2
+
+
 def look(rank: int, folder: str, is_fp16: bool, queue: multiprocessing.Queue) -> None:
     """One of two processes: the second one's second micro batch is bad; then nothing but overflows."""
     store = dist.FileStore(f"{folder}/store", 2)
@@ -136,15 +186,14 @@ def look(rank: int, folder: str, is_fp16: bool, queue: multiprocessing.Queue) ->
     batches = [{"sample_ids": torch.tensor([10 * rank + micro])} for micro in range(2)]
 
     def result(*finite: bool) -> StepResult:
-        nothing = torch.zeros(4)
-        return StepResult(nothing[:3], nothing, False, torch.tensor(finite), False, 0)
+        return left_out(*finite)
 
     guard.look_at(1, batches, result(True, rank == 0))
     try:
         for step in range(2, 9):
             guard.look_at(step, batches, result(True, True))
     except UserError as error:
-        queue.put((rank, step, guard.overflows, guard.skipped, str(error)))
+        queue.put((rank, step, guard.skipped_batches(step), str(error)))
     dist.destroy_process_group()
 
 
@@ -159,9 +208,9 @@ def test_all_processes_agree_on_the_culprit_and_end_together(is_fp16: bool, tmp_
     for process in processes:
         process.join(timeout=60)
     assert [end[1] for end in ends] == [5, 5]
-    assert [end[2:4] for end in ends] == [(4, 1), (4, 1)] if is_fp16 else [(0, 5), (0, 5)]
+    assert [end[2] for end in ends] == ([1, 1] if is_fp16 else [5, 5])
     what = "a gradient that overflows" if is_fp16 else "a gradient that is not finite"
-    assert all(f"{what}, 5 steps in a row" in end[4] for end in ends)
+    assert all(f"{what}, 5 steps in a row" in end[3] for end in ends)
     records = [json.loads(line) for line in (tmp_path / RECORD).read_text().splitlines()]
     assert records[0]["sample_ids"] == [11]
     assert len(records) == (1 if is_fp16 else 5)

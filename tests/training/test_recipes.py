@@ -52,6 +52,13 @@ def test_paper_recipes_have_the_numbers_of_section_4_1(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
+def test_paper_recipes_name_the_script_that_compares_the_hosts(name: str) -> None:
+    head = (FOLDER / f"{name}.yaml").read_text().split("base:")[0].split("shards:")[0]
+    assert "#   launch/pretrain.sh" in head and f"launch/configs/pretrain/{name}.yaml" in head
+    assert "deepspeed --" not in head
+
+
+@pytest.mark.parametrize("name", PAPER)
 def test_paper_recipes_fill_the_batch_on_the_gpus_that_they_name(name: str) -> None:
     gpus, accumulated = PAPER[name]
     optimization = read(name).optimization

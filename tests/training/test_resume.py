@@ -13,8 +13,9 @@ import pytest
 
 from kebiolm.data.loader import PretrainingLoader
 from kebiolm.errors import UserError
+from kebiolm.tracking.line_log import LineLog
 from kebiolm.tracking.metric_log import RECORDS
-from kebiolm.training import assemble
+from kebiolm.training import assemble, checkpoint
 from kebiolm.training.checkpoint import MARKER
 from kebiolm.training.evaluation import Evaluator
 from kebiolm.training.nonfinite import NonfiniteGuard
@@ -92,8 +93,8 @@ STAGES = {
     "loader-waits": (PretrainingLoader, "step_batches", signal.SIGTERM, 5),
 }
 """Name of a stage: (where and what is called then, signal, at which call it comes)."""
-# The evaluation after step 2 is finished, and so is the step after it; the loader is some steps ahead when it waits.
-STEPS_SAVED = {"set-up": {0}, "evaluation": {3}, "loader-waits": {1, 2, 3, 4, 5}}
+# The evaluation after step 2 is given up, and done by the next job; the loader is some steps ahead when it waits.
+STEPS_SAVED = {"set-up": {0}, "evaluation": {2}, "loader-waits": {1, 2, 3, 4, 5}}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -150,6 +151,20 @@ def test_stop_just_before_an_evaluation_does_not_lose_it(
     assert losses(tmp_path / "run", "heldout") == losses(undisturbed, "heldout")
 
 
+def test_stop_in_the_last_evaluation_does_not_lose_it(
+    undisturbed: Path, sample_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*SMALL, "evaluation.every_steps=4"]
+    monkeypatch.setattr(Evaluator, "__call__", Sends(Evaluator.__call__, signal.SIGTERM, at_call=3))
+    assert not run_in_this_process(sample_shards, tmp_path / "run", *settings)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000006" / MARKER).is_file()
+    assert sorted(losses(tmp_path / "run", "heldout")) == [0, 4]
+    monkeypatch.undo()
+    assert run_in_this_process(sample_shards, tmp_path / "run", *settings)
+    expected = losses(undisturbed, "heldout")
+    assert losses(tmp_path / "run", "heldout") == {step: expected[step] for step in (0, 4, 6)}
+
+
 def test_resume_between_logged_steps(sample_shards: Path, tmp_path: Path) -> None:
     steps = ["optimization.max_steps=6", "checkpoints.every_steps=3", "tracking.every_steps=100"]
     run_in_this_process(sample_shards, tmp_path / "run", *steps)
@@ -162,8 +177,9 @@ def test_resume_between_logged_steps(sample_shards: Path, tmp_path: Path) -> Non
 def test_figures_and_checksums_are_on_disk_before_the_checkpoint_that_follows_them(
     sample_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[Path] = []
-    real = assemble.fsync_path
-    monkeypatch.setattr(assemble, "fsync_path", lambda path: (synced.append(path), real(path)))
+    done: list[str] = []
+    put_on_disk, mark = LineLog.put_on_disk, checkpoint._mark_complete
+    monkeypatch.setattr(LineLog, "put_on_disk", lambda log: (done.append(log.path.name), put_on_disk(log)))
+    monkeypatch.setattr(checkpoint, "_mark_complete", lambda *given: (done.append(MARKER), mark(*given)))
     run_in_this_process(sample_shards, tmp_path / "run", "optimization.max_steps=1")
-    assert synced == [tmp_path / "run" / RECORDS, tmp_path / "run" / SAMPLES]
+    assert done[:3] == [RECORDS, SAMPLES, MARKER]

@@ -6,13 +6,17 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kebiolm.data.entity_vocab import FILE_NAME as ENTITY_VOCAB
+from kebiolm.data.shard_format import PackedShards
 from kebiolm.errors import UserError
+from kebiolm.training.config import load_config
 from kebiolm.training.job_lock import LOCK_FILE, Job
-from tests.training.launch import launch_pretraining, run_in_this_process
+from kebiolm.training.pretrain import _inputs
+from tests.training.launch import DEBUG_RECIPE, launch_pretraining, run_in_this_process
 
 SHORT = ["optimization.max_steps=2"]
 
@@ -61,6 +65,26 @@ def test_shards_tokenizer_and_vocabulary_are_compared_by_content(sample_shards: 
             run_in_this_process(moved, tmp_path / "run", *SHORT)
 
 
+def test_start_weights_are_compared_by_content_too(sample_shards: Path, tmp_path: Path) -> None:
+    start = tmp_path / "bert"
+    start.mkdir()
+    (start / "config.json").write_text("{}")
+    (start / "model.safetensors").write_bytes(b"weights")
+    shards = PackedShards.load(sample_shards)
+
+    def inputs(folder: Path) -> dict[str, Any]:
+        settings = [f"shards={sample_shards}", "output=unused", f"model.init_from={folder}"]
+        return _inputs(load_config(DEBUG_RECIPE, settings), shards, {})
+
+    before = inputs(start)
+    assert inputs(Path(shutil.copytree(start, tmp_path / "moved"))) == before
+    (start / "model.safetensors").write_bytes(b"Weights")
+    assert {key for key, value in inputs(start).items() if value != before[key]} == {"model.init_from.sha256"}
+    (start / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
+        inputs(start)
+
+
 def test_foreign_folder_is_refused(sample_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="a folder with other files"):
@@ -77,7 +101,7 @@ def test_second_job_is_refused_and_a_job_killed_right_at_its_start_blocks_nothin
     (output / LOCK_FILE).write_text(json.dumps(asdict(job) | {"beats": 0}))
     with pytest.raises(UserError, match=rf"another job at work on it \(process {job.pid} on {job.host}\)"):
         run_in_this_process(sample_shards, output, *SHORT)
-    (output / LOCK_FILE).write_text(json.dumps(asdict(replace(job, started=1.0)) | {"beats": 0}))
+    (output / LOCK_FILE).write_text(json.dumps(asdict(replace(job, started=1)) | {"beats": 0}))
     (output / ".run.json.12-ab.tmp").write_text("{")
     assert run_in_this_process(sample_shards, output, *SHORT)
     assert not (output / LOCK_FILE).exists()

@@ -32,6 +32,6 @@ def write_report(output: Path) -> None:
     latest: dict[str, Any] = {}
     if (output / LATEST).is_file():
         latest = json.loads((output / LATEST).read_text(encoding="utf-8"))
-    # The first evaluation is done before the run is described.
+    # A folder of figures alone, as of a run whose description was removed, has a page too.
     parameters = described_run(output)["parameters"] if (output / RUN).is_file() else {}
     write_text(output / REPORT, make_report_page(output.name, records, latest, parameters))

@@ -109,6 +109,43 @@ def test_a_run_that_cannot_fit_is_refused_with_settings_that_fit(settings: list[
     )
 
 
+def test_a_smaller_micro_batch_is_found_where_all_else_is_set():
+    settings = [
+        f"deepspeed={CONFIGS / 'zero3_offload_fp16.json'}",
+        "optimization.activation_checkpointing=true",
+        "optimization.global_batch_size=8192",
+        "optimization.micro_batch_size=1024",
+    ]
+    refused = refusal(*settings, card="t4")
+    assert refused.mend.startswith("set optimization.micro_batch_size=256 (")
+    assert "GiB of host memory for each process; the same global batch)" in refused.mend
+    assert plan(*settings, "optimization.micro_batch_size=256", card="t4").memory.total <= CARDS["t4"].memory
+
+
+def test_a_run_that_fits_without_room_to_spare_is_warned_of_with_settings_that_leave_room():
+    def warnings(micro_batch: int) -> tuple[str, ...]:
+        batch = ["optimization.global_batch_size=4096", f"optimization.micro_batch_size={micro_batch}"]
+        return plan(*batch, "optimization.warmup_steps=0").warnings
+
+    (warning,) = warnings(64)
+    assert warning.startswith("14.3 of 15.8 GiB, more than 85%, leaves little")
+    assert "; set optimization.micro_batch_size=32 (" in warning
+    assert not warnings(32)
+
+
+def test_what_is_not_known_or_not_checked_is_said(sample_shards: Path):
+    def shown(*settings: str) -> str:
+        command = ["plan", str(PAPER), f"deepspeed={CONFIGS / 'zero1_fp16.json'}", *settings]
+        return CliRunner().invoke(app, [*command, "--gpus", "8", "--gpu", "t4", "--sequences", "1000000"]).output
+
+    unknown = "without shards the held-out sequences are not known"
+    assert unknown in shown()
+    with_shards = shown(f"shards={sample_shards}")
+    assert "minutes of evaluation" in with_shards and unknown not in with_shards
+    (warning,) = plan(f"deepspeed={CONFIGS / 'zero3_offload_fp16.json'}").warnings
+    assert "GiB of host memory for each process are not checked" in warning
+
+
 def test_a_run_that_nothing_makes_fit_says_so():
     refused = refusal("model.hidden_size=12288", "model.intermediate_size=49152", card="t4")
     assert "more memory" in refused.mend
