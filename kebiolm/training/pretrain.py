@@ -97,8 +97,7 @@ def _fit_and_track(trainer: Trainer, sender: MlflowSender | NoSender) -> bool:
     config, total = trainer.config, trainer.loader.steps_total
     status = FAILED
     try:
-        if trainer.steps_done:
-            console.print(f"resuming after step {trainer.steps_done} of {total}")
+        _say_start(trainer)
         with progress("pretraining", total, "steps") as advance:
             advance(trainer.steps_done)
 
@@ -124,11 +123,30 @@ def _fit_and_track(trainer: Trainer, sender: MlflowSender | NoSender) -> bool:
     if is_finished:
         print_summary(config.output)
     else:
+        done = trainer.steps_done
+        saved = f"what was done until step {done} of {total} is saved:" if done else "before the first step:"
         error_console.print(
-            f"[yellow]stopped by {trainer.stop_request.reason or 'another process'}; what was done until step "
-            f"{trainer.steps_done} of {total} is saved:[/] start the same command again to go on (status {EXIT_STATUS})"
+            f"[yellow]stopped by {trainer.stop_request.reason or 'another process'}; {saved}[/] "
+            f"start the same command again to go on (status {EXIT_STATUS})"
         )
     return is_finished
+
+
+def _say_start(trainer: Trainer) -> None:
+    """One line for the log: what is trained how, and from where."""
+    config, engine, loader = trainer.config, trainer.train_step.engine, trainer.loader
+    # Under ZeRO-3 a parameter's own size is that of this process's share.
+    parameters = sum(getattr(weight, "ds_numel", weight.numel()) for weight in engine.module.parameters())
+    precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
+    batch = config.optimization
+    console.print(
+        f"{config.output}: {loader.steps_total} steps of {batch.global_batch_size} sequences ({dist.get_world_size()} "
+        f"processes x {batch.micro_batch_size} x {loader.gradient_accumulation_steps} accumulated), "
+        f"{parameters / 1e6:.1f} million parameters, {precision}, ZeRO-{engine.zero_optimization_stage()}",
+        soft_wrap=True,
+    )
+    if trainer.steps_done:
+        console.print(f"resuming after step {trainer.steps_done} of {loader.steps_total}")
 
 
 def _inputs(config: PretrainConfig, shards: PackedShards, settings: dict[str, Any]) -> dict[str, Any]:
