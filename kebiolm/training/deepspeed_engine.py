@@ -40,6 +40,7 @@ def init_distributed() -> tuple[int, int]:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     prepare_host(os.environ)
     backend = "gloo" if on_cpu else get_accelerator().communication_backend_name()
+    _keep_to_one_timeout()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -183,6 +184,18 @@ def _skip_shared_memory_op() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _keep_to_one_timeout() -> None:
+    """Let every process group wait as long as DEEPSPEED_TIMEOUT says.
+
+    DeepSpeed tells the first group only; those that it makes later, for its own collectives, would get PyTorch's
+    defaults, which `new_group` looks up under these names: half an hour with gloo.
+    """
+    from deepspeed.constants import default_pg_timeout
+    from torch.distributed import distributed_c10d
+
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = default_pg_timeout
 
 
 def _device_name() -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,7 @@ def _fit_and_track(trainer: Trainer, sender: MlflowSender | NoSender) -> bool:
     status = FAILED
     try:
         _say_start(trainer)
-        with progress("pretraining", total, "steps") as advance:
-            advance(trainer.steps_done)
+        with _progress_from(trainer.steps_done, total) as advance:
 
             def advance_and_look(steps: int, note: str) -> None:
                 advance(steps, note=note)
@@ -132,6 +132,16 @@ def _fit_and_track(trainer: Trainer, sender: MlflowSender | NoSender) -> bool:
     return is_finished
 
 
+@contextmanager
+def _progress_from(steps_done: int, total: int) -> Iterator[Callable[..., None]]:
+    if steps_done == total:
+        yield lambda count=1, note="": None
+        return
+    with progress("pretraining", total, "steps") as advance:
+        advance(steps_done)
+        yield advance
+
+
 def _say_start(trainer: Trainer) -> None:
     """One line for the log: what is trained how, and from where."""
     config, engine, loader = trainer.config, trainer.train_step.engine, trainer.loader
@@ -145,7 +155,9 @@ def _say_start(trainer: Trainer) -> None:
         f"{parameters / 1e6:.1f} million parameters, {precision}, ZeRO-{engine.zero_optimization_stage()}",
         soft_wrap=True,
     )
-    if trainer.steps_done:
+    if trainer.steps_done == loader.steps_total:
+        console.print(f"already finished: {trainer.steps_done} of {loader.steps_total} steps; nothing to train")
+    elif trainer.steps_done:
         console.print(f"resuming after step {trainer.steps_done} of {loader.steps_total}")
 
 

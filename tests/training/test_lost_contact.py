@@ -8,7 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from deepspeed.constants import default_pg_timeout
+from torch.distributed import constants
 
+from kebiolm.training.deepspeed_engine import init_distributed
 from kebiolm.training.lost_contact import EXIT_STATUS, exit_on_lost_contact, lost_contact
 
 # Both join; then process 1 does what the test asks for, while process 0 waits for it in a barrier.
@@ -49,6 +54,13 @@ def test_process_whose_partner_is_gone_ends_with_one_line(tmp_path: Path, what: 
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     assert cause in lines[0] and "process 0: lost contact" in lines[0] and "from the last checkpoint" in lines[0]
     assert time.monotonic() - started < 100
+
+
+def test_all_groups_wait_as_long_as_deepspeed_is_told_to():
+    init_distributed()
+    for group in (dist.group.WORLD, dist.new_group([0])):
+        assert group._get_backend(torch.device("cpu")).options._timeout == default_pg_timeout
+    assert default_pg_timeout != constants.default_pg_timeout  # PyTorch's
 
 
 def test_other_errors_keep_their_traceback():
