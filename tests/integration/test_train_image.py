@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def test_default_base_has_a_python_that_every_pinned_package_takes(lines):
     python = {"ubuntu22.04": "3.10", "ubuntu24.04": "3.12"}[base.rpartition("-")[2]]
     pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     packages = {line.partition("==")[0] for line in pins if not line.startswith("#")}
-    installed = [package for package in metadata.distributions() if package.name in packages]
+    # Packages of the environment, not those that Ray brings along for itself once it is imported.
+    everything = metadata.distributions(path=[sysconfig.get_path("purelib")])
+    installed = [package for package in everything if package.name in packages]
     assert len(installed) > len(packages) / 2
     wanted = {package.name: package.metadata["Requires-Python"] or "" for package in installed}
     assert not [name for name, versions in wanted.items() if not SpecifierSet(versions).contains(f"{python}.0")]
