@@ -18,9 +18,9 @@ def describe_machine(packages: Sequence[str]) -> dict[str, str]:
     Args:
         packages: distributions whose versions matter.
     """
-    module = Path(sys.argv[0]).stem
+    module = Path(sys.argv[0])
     options = [_without_folders(word) for word in sys.argv[1:]]
-    command = shlex.join(["python", "-m", f"tests.benchmarks.{module}", *options])
+    command = shlex.join(["python", "-m", f"tests.{module.parent.name}.{module.stem}", *options])
     versions = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
     return {
         "date": date.today().isoformat(),

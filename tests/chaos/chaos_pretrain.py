@@ -11,7 +11,6 @@ losses must be equal bit for bit, every step must have had its samples, and MLfl
 from __future__ import annotations
 
 import argparse
-import platform
 import random
 import signal
 import socket
@@ -40,6 +39,7 @@ from kebiolm.training.checkpoint import MARKER
 from kebiolm.training.config import load_config
 from kebiolm.training.sample_log import checksum_of_samples, read_checksums
 from kebiolm.training.stop_request import EXIT_STATUS
+from tests.benchmarks.machine import describe_machine
 from tests.chaos.sample_shards import make_sample_shards
 from tests.training.launch import DEBUG_RECIPE, Job, losses
 
@@ -265,8 +265,8 @@ def report(chaos: Chaos, counts: dict[str, dict[str, int]], seed: int) -> tuple[
     lines = [
         "# Pretraining under kills",
         "",
-        f"`python -m tests.chaos.chaos_pretrain --kills {chaos.kills.total()} --seed {seed}` on "
-        f"{platform.machine()} with {psutil.cpu_count()} cores; debug recipe, two DeepSpeed processes, ZeRO-2, fp32.",
+        *(f"- {name}: {said}" for name, said in describe_machine(["torch", "deepspeed", "mlflow"]).items()),
+        f"- {chaos.kills.total()} kills, seed {seed}; debug recipe, two DeepSpeed processes, ZeRO-2, fp32",
         "",
         "| what | count |",
         "|---|---|",
