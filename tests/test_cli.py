@@ -94,6 +94,7 @@ def test_tokenizer_that_does_not_match_the_shards(
 ) -> None:
     bert = tmp_path / "bert"
     shutil.copytree(tiny_tokenizer_folder, bert)
+    (bert / "model.safetensors").touch()
     (bert / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 2000}))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"shards: {sample_shards}\noutput: {tmp_path / 'run'}\nmodel: {{init_from: {bert}}}\n")
