@@ -113,14 +113,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file and put it on disk."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read_manifest(folder: Path, kind: str, version: int, *, made_by: str) -> dict[str, Any]:
     """Read `folder/manifest.json` and check that it describes what the caller expects.
 

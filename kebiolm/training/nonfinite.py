@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from kebiolm.data.collator import Batch
 from kebiolm.errors import UserError
-from kebiolm.files import append_line
+from kebiolm.tracking.line_log import LineLog
 from kebiolm.training.config import StabilitySection
 from kebiolm.training.train_step import StepResult
 
@@ -38,6 +38,7 @@ class NonfiniteGuard:
     def __init__(self, settings: StabilitySection, output: Path, *, is_fp16: bool) -> None:
         self._settings, self._output, self._is_fp16 = settings, output, is_fp16
         self._in_a_row = 0
+        self._log: LineLog | None = None  # opened by the first bad batch: most runs have none
         # From the file: a run that resumes goes on counting.
         self._skipped = {record["step"] for record in _read_records(output / RECORD) if record["then"] == "skip"}
 
@@ -82,7 +83,8 @@ class NonfiniteGuard:
     def _write(self, step: int, what: str, sample_ids: list[int], then: str) -> None:
         if dist.get_rank() == 0:
             record = {"step": step, "what": what, "sample_ids": sample_ids, "then": then}
-            append_line(self._output / RECORD, json.dumps(record))
+            self._log = self._log or LineLog(self._output / RECORD, "bad batches")
+            self._log.append(json.dumps(record))
 
     def _error(self, step: int, what: str, sample_ids: list[int] | None, *, mend: str = _MEND) -> UserError:
         named = ""

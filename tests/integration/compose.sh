@@ -11,16 +11,8 @@ compose=(docker compose)
 "${compose[@]}" version >/dev/null 2>&1 || compose=(docker-compose)
 "${compose[@]}" version >/dev/null 2>&1 || { echo "skipped: no docker compose"; exit 77; }
 
-failures=0
-expect() {  # expect NAME GOT WANTED
-  if [ "$2" = "$3" ]; then
-    echo "ok    $1: $2"
-  else
-    echo "FAIL  $1: got $2, expected $3"
-    failures=$((failures + 1))
-  fi
-}
-say() { printf '\n== %s\n' "$1"; }
+# shellcheck source=tests/integration/expect.sh
+source tests/integration/expect.sh
 
 say "images"
 for name in preprocessing mlflow; do

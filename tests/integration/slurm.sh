@@ -11,15 +11,8 @@ if [ "$(id -u)" != 0 ] || [ "$(type -t slurmctld slurmd sbatch | wc -l)" != 3 ];
 fi
 [ -n "${SHARDS:-}" ] || { echo "skipped: SHARDS names no packed shards"; exit 77; }
 
-failures=0
-expect() {  # expect NAME GOT WANTED
-  if [ "$2" = "$3" ]; then
-    echo "ok    $1: $2"
-  else
-    echo "FAIL  $1: got $2, expected $3"
-    failures=$((failures + 1))
-  fi
-}
+# shellcheck source=tests/integration/expect.sh
+source tests/integration/expect.sh
 
 work=$(mktemp -d)
 finish() {

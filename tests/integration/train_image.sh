@@ -8,16 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 docker info >/dev/null 2>&1 || { echo "skipped: no Docker engine answers"; exit 77; }
 
-failures=0
-expect() {  # expect NAME GOT WANTED
-  if [ "$2" = "$3" ]; then
-    echo "ok    $1: $2"
-  else
-    echo "FAIL  $1: got $2, expected $3"
-    failures=$((failures + 1))
-  fi
-}
-say() { printf '\n== %s\n' "$1"; }
+# shellcheck source=tests/integration/expect.sh
+source tests/integration/expect.sh
 
 image=kebiolm-train container=kebiolm-train-try-$$
 if [ "${1:-}" = --build ] || ! docker image inspect $image >/dev/null 2>&1; then

@@ -16,16 +16,8 @@ cd "$(dirname "$0")/../.."
 [ -n "$maker$hostfile" ] || { echo "skipped: neither a host maker nor HOSTFILE given"; exit 77; }
 [ -z "$maker" ] || [ "$(id -u)" = 0 ] || { echo "skipped: hosts are made as root only"; exit 77; }
 
-failures=0
-expect() {  # expect NAME GOT WANTED
-  if [ "$2" = "$3" ]; then
-    echo "ok    $1: $2"
-  else
-    echo "FAIL  $1: got $2, expected $3"
-    failures=$((failures + 1))
-  fi
-}
-say() { printf '\n== %s\n' "$1"; }
+# shellcheck source=tests/integration/expect.sh
+source tests/integration/expect.sh
 
 made='' work=$(mktemp -d "${WORK:-/tmp}/two_hosts.XXXXXX")
 finish() {
